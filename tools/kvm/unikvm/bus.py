@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An address space of devices: port I/O or memory-mapped I/O.
+
+Ranges are [start, end) and never overlap. Unclaimed reads give all ones and unclaimed writes are dropped, as on a PC.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Protocol
+
+from unikvm.errors import UnikvmError
+
+
+class BusDevice(Protocol):
+    """What a device offers to a bus. `offset` counts from the start of its range, `size` is 1, 2, 4 or 8 bytes."""
+
+    def read(self, offset: int, size: int) -> int: ...
+
+    def write(self, offset: int, size: int, value: int) -> None: ...
+
+
+class Bus:
+    """Maps addresses to devices. Reads are lock-free: the tables are replaced, never changed in place."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._starts: list[int] = []
+        self._ranges: list[tuple[int, int, BusDevice]] = []
+
+    def add(self, start: int, length: int, device: BusDevice) -> None:
+        """Claim [start, start + length) for `device`. Raises UnikvmError when any of it is taken."""
+        if length <= 0 or start < 0:
+            raise UnikvmError(f"{self.name}: bad range {start:#x}+{length:#x}")
+        end = start + length
+        for other_start, other_end, other in self._ranges:
+            if start < other_end and other_start < end:
+                raise UnikvmError(
+                    f"{self.name}: {type(device).__name__} at [{start:#x}, {end:#x}) overlaps "
+                    f"{type(other).__name__} at [{other_start:#x}, {other_end:#x})"
+                )
+        ranges = sorted([*self._ranges, (start, end, device)], key=lambda entry: entry[0])
+        self._publish(ranges)
+
+    def remove(self, start: int) -> None:
+        """Release the range that begins at `start`; KeyError when there is none."""
+        ranges = [entry for entry in self._ranges if entry[0] != start]
+        if len(ranges) == len(self._ranges):
+            raise KeyError(start)
+        self._publish(ranges)
+
+    def _publish(self, ranges: list[tuple[int, int, BusDevice]]) -> None:
+        # A reader that takes the new ranges with the old starts still compares against both ends of what it found.
+        self._ranges = ranges
+        self._starts = [entry[0] for entry in ranges]
+
+    def find(self, address: int) -> tuple[int, int, BusDevice] | None:
+        """The (start, end, device) that claims `address`, or None."""
+        index = bisect_right(self._starts, address) - 1
+        ranges = self._ranges
+        if 0 <= index < len(ranges):
+            entry = ranges[index]
+            if entry[0] <= address < entry[1]:
+                return entry
+        return None
+
+    def ranges(self) -> tuple[tuple[int, int, BusDevice], ...]:
+        """Every claimed (start, end, device), by address."""
+        return tuple(self._ranges)
+
+    def read(self, address: int, size: int) -> int:
+        """Read `size` bytes at `address`, little-endian."""
+        entry = self.find(address)
+        if entry is None:
+            return (1 << (8 * size)) - 1
+        return entry[2].read(address - entry[0], size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write `size` bytes at `address`, little-endian."""
+        entry = self.find(address)
+        if entry is not None:
+            entry[2].write(address - entry[0], size, value)

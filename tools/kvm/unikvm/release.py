@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which commit this is: `VERSION-gCOMMIT[-dirty]`, one string for both halves.
+
+Run as a program it prints the string: the kernel half's build stamps it into unikvm.ko. An installed user half knows
+its version alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+
+def in_tree() -> bool:
+    """Whether this is a checkout of the tree, not an installed package."""
+    return os.path.exists(os.path.join(TREE, "kernel", "uapi")) and os.path.exists(os.path.join(TREE, "meson.build"))
+
+
+def version() -> str:
+    """The version that meson.build declares."""
+    if not in_tree():
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            return installed("unikvm")
+        except PackageNotFoundError:
+            return "unknown"
+    with open(os.path.join(TREE, "meson.build"), encoding="utf-8") as build:
+        match = re.search(r"version: '([^']+)'", build.read())
+    return match[1] if match else "unknown"
+
+
+def release() -> str:
+    """The version and, in a checkout, its commit; `-dirty` when the checkout differs from it."""
+    if not in_tree():
+        return version()
+    command = ["git", "-C", TREE, "describe", "--always", "--dirty", "--match=", "--abbrev=12"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return version()
+    return f"{version()}-g{commit}"
+
+
+if __name__ == "__main__":
+    print(release())
