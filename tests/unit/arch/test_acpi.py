@@ -90,7 +90,7 @@ def test_fadt_registers() -> None:
 
 @pytest.mark.parametrize(("rtc", "i8042"), [(True, True), (False, False)])
 def test_what_the_fadt_says_is_missing(rtc: bool, i8042: bool) -> None:
-    fadt = acpi.fadt_table(BARE._replace(rtc=rtc, i8042=i8042), 0, 0)
+    fadt = acpi.fadt_table(BARE.replace(rtc=rtc, i8042=i8042), 0, 0)
     boot_arch = unpack_from("<H", fadt, 109)[0]
     assert bool(boot_arch & 1 << 1) is i8042
     assert bool(boot_arch & 1 << 5) is not rtc

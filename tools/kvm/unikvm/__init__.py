@@ -9,8 +9,7 @@ with Machine(kernel="payload.elf") as machine:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unikvm.errors import UnikvmError
     from unikvm.machine.config import Config, Disk

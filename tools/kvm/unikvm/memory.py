@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Guest RAM: one memfd, mapped shared, laid out around the PCI hole below 4 GiB.
+"""Guest RAM: one mapping, laid out around the PCI hole below 4 GiB.
 
 Guest-physical and host addresses are different types. Every address and length that comes from a guest passes
 `GuestMemory.view`, the one door.
@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, NewType
 
 from unikvm.errors import CannotRun, GuestFault
-from unikvm.sys.sharedmem import SharedMemory
+from unikvm.record import Record
+from unikvm.sys.mapping import Mapping
 
-GuestAddress = NewType("GuestAddress", int)
-HostAddress = NewType("HostAddress", int)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NewType
+
+    GuestAddress = NewType("GuestAddress", int)
+    HostAddress = NewType("HostAddress", int)
+else:
+    GuestAddress = HostAddress = int
 
 
-class Region(NamedTuple):
+class Region(Record):
     """A stretch of RAM: guest-physical [gpa, gpa + size), at `offset` in the memfd and at host address `hva`."""
 
     gpa: GuestAddress
@@ -30,24 +36,27 @@ class Region(NamedTuple):
 class GuestMemory:
     """RAM of one guest."""
 
-    def __init__(self, layout: Sequence[tuple[int, int]], *, hugepages: bool = False) -> None:
-        """`layout`: the (guest-physical start, size in bytes) of each stretch, ascending and not overlapping."""
+    def __init__(self, layout: Sequence[tuple[int, int]], *, shared: bool = False) -> None:
+        """`layout`: the (guest-physical start, size in bytes) of each stretch, ascending and not overlapping.
+
+        `shared`: a memfd, which other processes can map, instead of anonymous memory, which has huge pages.
+        """
         self.size = sum(size for _, size in layout)
-        self._shared = SharedMemory("unikvm-ram", self.size, hugepages=hugepages)
-        self.fd = self._shared.fd
-        whole = memoryview(self._shared.map)
+        self._mapping = Mapping(self.size, shared=shared)
+        self.fd = self._mapping.fd
+        whole = self._mapping.view
         regions = []
         self._map: list[tuple[int, int, memoryview]] = []
-        offset = 0
+        start = 0
         for gpa, size in layout:
-            hva = HostAddress(self._shared.address + offset)
-            regions.append(Region(GuestAddress(gpa), size, offset, hva))
-            self._map.append((gpa, gpa + size, whole[offset : offset + size]))
-            offset += size
+            hva = HostAddress(self._mapping.address + start)
+            regions.append(Region(GuestAddress(gpa), size, self._mapping.offset + start, hva))
+            self._map.append((gpa, gpa + size, whole[start : start + size]))
+            start += size
         self.regions = tuple(regions)
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The RAM at [gpa, gpa + length), writable and shared with the guest.
+        """The RAM at [gpa, gpa + length), writable, the guest's own.
 
         Raises GuestFault when any of it is outside one stretch of RAM.
         """
@@ -76,4 +85,4 @@ class GuestMemory:
             offset += count
 
     def close(self) -> None:
-        self._shared.close()
+        self._mapping.close()

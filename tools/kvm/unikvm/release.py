@@ -46,5 +46,20 @@ def release() -> str:
     return f"{version()}-g{commit}"
 
 
+def kernel_build_id() -> str:
+    """SHA-1 over the kernel half's sources, as hexadecimal: unikvm.ko carries it, so that a stale one is noticed."""
+    import hashlib
+
+    sources = os.path.join(TREE, "kernel")
+    total = hashlib.sha1(usedforsecurity=False)
+    for folder, folders, names in os.walk(sources):
+        folders.sort()
+        for name in sorted(names):
+            if name.endswith((".c", ".h")) or name == "Kbuild":
+                with open(os.path.join(folder, name), "rb") as file:
+                    total.update(name.encode() + b"\0" + file.read())
+    return total.hexdigest()
+
+
 if __name__ == "__main__":
     print(release())

@@ -6,11 +6,15 @@ Not pyelftools: loading it takes longer than loading a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from struct import iter_unpack, unpack_from
-from typing import NamedTuple
 
 from unikvm.boot.image import Image, Segment
+from unikvm.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 MAGIC = b"\x7fELF"
 _CLASS32, _CLASS64 = 1, 2
@@ -22,7 +26,7 @@ _MAX_PROGRAM_HEADERS = 256
 _MAX_NOTES = 1 << 16  # bytes
 
 
-class Elf(NamedTuple):
+class Elf(Record):
     """`segments` carry physical addresses, `spans` the virtual [start, end) of each segment beside them."""
 
     bits: int

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from unikvm.arch.x86_64 import layout
 from unikvm.errors import CannotRun
 from unikvm.memory import GuestMemory
+from unikvm.record import Record
 from unikvm.units import MIB
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
 
 PAGE = 4096
 
@@ -24,7 +28,7 @@ _BOOT_DATA = (
 )
 
 
-class Image(NamedTuple):
+class Image(Record):
     """An open file: `name` is for messages, `size` in bytes."""
 
     fd: int
@@ -55,7 +59,7 @@ class Image(NamedTuple):
         return CannotRun(f"{self.name}: {why}", hint=hint)
 
 
-class Request(NamedTuple):
+class Request(Record):
     """What the guest is to find: command line, modules (Linux: initramfs archives), the RSDP's address (0:
     none)."""
 
@@ -64,14 +68,14 @@ class Request(NamedTuple):
     rsdp: int = 0
 
 
-class Entry(NamedTuple):
+class Entry(Record):
     """Where the guest starts: a mode of arch.x86_64.state and the registers that are not 0."""
 
     mode: str
     registers: Mapping[str, int]
 
 
-class Segment(NamedTuple):
+class Segment(Record):
     """`file_size` bytes at `offset` of the file go to [address, address + size), the rest of it is zero."""
 
     address: int
@@ -85,7 +89,7 @@ def load_segments(image: Image, memory: GuestMemory, segments: Sequence[Segment]
     if not segments:
         raise image.bad("it has nothing to load")
     last_end = 0
-    for segment in sorted(segments):
+    for segment in sorted(segments, key=lambda each: each.address):
         start, end = segment.address, segment.address + segment.size
         if segment.file_size > segment.size or segment.offset + segment.file_size > image.size:
             raise image.bad(f"it is truncated or corrupt: a segment at {start:#x} reaches beyond the file")

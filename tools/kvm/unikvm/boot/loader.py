@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from unikvm.boot.image import Entry, Image, Request
 from unikvm.memory import GuestMemory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 __all__ = ["Entry", "load", "load_image"]
 

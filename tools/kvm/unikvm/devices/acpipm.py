@@ -8,11 +8,12 @@ button asks it to.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from unikvm.record import State
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class Line(Protocol):
@@ -32,8 +33,7 @@ _CONTROL_KEPT = _BUS_MASTER_RELOAD | 7 << _SLEEP_TYPE_SHIFT
 _RESET_CPU = 1 << 2  # reset control register (port 0xcf9)
 
 
-@dataclass(repr=False, eq=False)
-class AcpiPmState:
+class AcpiPmState(State):
     status: int = 0
     enable: int = 0
     control: int = 0
@@ -62,11 +62,11 @@ class AcpiPm:
 
     def save(self) -> AcpiPmState:
         with self._lock:
-            return replace(self._state)
+            return self._state.replace()
 
     def restore(self, state: AcpiPmState) -> None:
         with self._lock:
-            self._state = replace(state)
+            self._state = state.replace()
             self._level = not self._pending()
             self._update()
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from unikvm.record import State
 
 SIGNATURE, ID, RAM_SIZE, NB_CPUS, MAX_CPUS = 0x00, 0x01, 0x03, 0x05, 0x0F
 
 
-@dataclass(repr=False, eq=False)
-class FwCfgState:
+class FwCfgState(State):
     key: int = 0
     position: int = 0
 
@@ -40,7 +39,7 @@ class FwCfg:
             self._state = FwCfgState(value & 0xFFFF, 0)
 
     def save(self) -> FwCfgState:
-        return replace(self._state)
+        return self._state.replace()
 
     def restore(self, state: FwCfgState) -> None:
-        self._state = replace(state)
+        self._state = state.replace()

@@ -7,11 +7,11 @@ Linux 10,000 polls. Map it twice: `data` at 0x60 and `command` at 0x64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from unikvm.record import State
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class Line(Protocol):
@@ -35,8 +35,7 @@ _NOT_RESET = 0x01
 _PULSE_NOTHING = 0xFF
 
 
-@dataclass(repr=False, eq=False)
-class I8042State:
+class I8042State(State):
     """`command` waits for its parameter (0: none); `output` is what port 0x60 gives (-1: nothing)."""
 
     control: int = _CONTROL_DEFAULT
@@ -56,10 +55,10 @@ class I8042:
         self.command = _Port(self._read_status, self._write_command)
 
     def save(self) -> I8042State:
-        return replace(self._state)
+        return self._state.replace()
 
     def restore(self, state: I8042State) -> None:
-        self._state = replace(state)
+        self._state = state.replace()
         self._irq.set(state.output >= 0 and bool(state.control & _CONTROL_KEYBOARD_IRQ))
 
     def _answer(self, value: int) -> None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 PANICKED = 1 << 0
 CRASH_LOADED = 1 << 1  # a crash kernel takes over: the guest goes on

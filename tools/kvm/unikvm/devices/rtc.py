@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from unikvm.record import State
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
+
+    Schedule = Callable[[float, Callable[[], None]], object]
 
     class Line(Protocol):
         def set(self, level: bool) -> None: ...
@@ -38,11 +41,8 @@ _LATCH_SECONDS = 0.5  # other time registers come from a latch up to this old
 _MIB = 1 << 20
 _DAY_SECONDS = 86400
 
-Schedule = Callable[[float, Callable[[], None]], object]
 
-
-@dataclass(repr=False, eq=False)
-class RtcState:
+class RtcState(State):
     """`offset`: seconds that the guest's clock is ahead of the host's."""
 
     index: int = 0

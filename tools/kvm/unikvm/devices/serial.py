@@ -8,11 +8,12 @@ interrupt-driven write would wait for an interrupt that nobody raises until the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from unikvm.record import State
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class Line(Protocol):
@@ -44,8 +45,7 @@ _FIFO_SIZE = 16
 BACKLOG = 4096  # bytes that wait for room in the guest's FIFO
 
 
-@dataclass(repr=False, eq=False)
-class SerialState:
+class SerialState(State):
     """All that a guest can tell. `fifo` is what it can read now, `backlog` what follows."""
 
     ier: int = 0
@@ -134,12 +134,12 @@ class Serial:
     def save(self) -> SerialState:
         """A copy of the state, for a snapshot."""
         with self._lock:
-            return replace(self._state)
+            return self._state.replace()
 
     def restore(self, state: SerialState) -> None:
         """Take over `state` and drive the interrupt line accordingly."""
         with self._lock:
-            self._state = replace(state)
+            self._state = state.replace()
             self._level = not self._interrupting()
             self._update()
 

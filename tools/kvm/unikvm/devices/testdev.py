@@ -7,14 +7,17 @@ flusher (`flush`), interrupt lines (`lines`) and 64 KiB of memory that is not RA
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from unikvm.record import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 IOMEM_SIZE = 0x10000
 
 
-@dataclass(repr=False, eq=False)
-class TestDevState:
+class TestDevState(State):
     register: int = 0
     iomem: bytes = bytes(IOMEM_SIZE)
 

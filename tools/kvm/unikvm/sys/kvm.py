@@ -15,12 +15,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from typing import TypeVar
 
 from unikvm.errors import CannotRun, KvmError
 from unikvm.uapi import kvm as uapi
 
-S = TypeVar("S", bound=ctypes.Structure)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    S = TypeVar("S", bound=ctypes.Structure)
 
 CPUID_ENTRY_SIZE = ctypes.sizeof(uapi.kvm_cpuid_entry2)
 MAX_CPUID_ENTRIES = 256
@@ -161,12 +164,6 @@ class Vm:
         request = uapi.kvm_irq_level(level=int(level))
         request.irq = gsi
         _ioctl(self.fd, "KVM_IRQ_LINE", request)
-
-    def register_coalesced_pio(self, port: int, size: int) -> None:
-        """Let KVM buffer writes to `port` until the next exit, instead of exiting for each."""
-        zone = uapi.kvm_coalesced_mmio_zone(addr=port, size=size)
-        zone.pio = 1
-        _ioctl(self.fd, "KVM_REGISTER_COALESCED_MMIO", zone)
 
     def create_vcpu(self, index: int) -> Vcpu:
         """Create vCPU `index`, which is also its APIC ID."""

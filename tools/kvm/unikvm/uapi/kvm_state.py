@@ -657,7 +657,7 @@ class kvm_fpu(ctypes.Structure):
     """416 bytes."""
 
     if TYPE_CHECKING:
-        fpr: ctypes.Array[ctypes.c_uint8]
+        fpr: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
         fcw: int
         fsw: int
         ftwx: int
@@ -665,7 +665,7 @@ class kvm_fpu(ctypes.Structure):
         last_opcode: int
         last_ip: int
         last_dp: int
-        xmm: ctypes.Array[ctypes.c_uint8]
+        xmm: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
         mxcsr: int
         pad2: int
 

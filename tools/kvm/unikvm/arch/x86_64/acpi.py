@@ -8,10 +8,11 @@ guest at the price of exits.
 from __future__ import annotations
 
 from struct import pack
-from typing import TYPE_CHECKING, NamedTuple
 
 from unikvm.arch.x86_64 import aml, layout
+from unikvm.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unikvm.memory import GuestAddress, GuestMemory
 
@@ -21,7 +22,7 @@ _OEM_ID = b"UNIKVM"
 _HEADER_SIZE = 36
 
 
-class AcpiConfig(NamedTuple):
+class AcpiConfig(Record):
     """What the tables describe. `memory`: bytes of RAM."""
 
     cpus: int

@@ -8,10 +8,10 @@ AMD APM vol. 3, appendix E; Documentation/virt/kvm/x86/cpuid.rst.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from unikvm.uapi.kvm import kvm_cpuid_entry2
 
 _SIGNIFICANT_INDEX = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX, without loading uapi for it

@@ -9,12 +9,12 @@ to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from unikvm.arch.x86_64 import layout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unikvm.memory import GuestMemory
     from unikvm.uapi.kvm import kvm_regs, kvm_segment, kvm_sregs
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory for a guest: anonymous with transparent huge pages, or a memfd that other processes can map."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+
+from unikvm.errors import CannotRun
+
+HUGE_PAGE = 2 << 20
+MAP_NORESERVE = 0x4000  # asm-generic/mman.h; the mmap module does not name it before Python 3.13
+
+
+class Mapping:
+    """`size` bytes of zeroed memory at host address `address`, a multiple of 2 MiB; `view` of them; `fd` or -1.
+
+    KVM maps a huge page at once where host and guest addresses agree in their low bits: a fault for 2 MiB instead of
+    one for each 4 KiB, which is most of what a boot exits for. Shared memory has huge pages only where the host's
+    administrator allowed them (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
+    """
+
+    def __init__(self, size: int, *, shared: bool = False) -> None:
+        self.size = size
+        self.fd = -1
+        room = size + HUGE_PAGE
+        try:
+            if shared:
+                self.fd = os.memfd_create("unikvm-ram", os.MFD_CLOEXEC)
+                os.ftruncate(self.fd, room)
+                self._map = mmap.mmap(self.fd, room, mmap.MAP_SHARED)
+            else:
+                # Reserved when it is touched, as a guest's memory mostly is not.
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+                self._map = mmap.mmap(-1, room, flags)
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        except (OSError, OverflowError, ValueError) as error:
+            message = f"cannot map {size >> 20} MiB of guest memory: {error}"
+            raise CannotRun(message, hint="give less with --mem") from error
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.offset = -start % HUGE_PAGE  # of the memory in the mapping, and in the memfd
+        self.address = start + self.offset
+        self.view = memoryview(self._map)[self.offset : self.offset + size]
+
+    def close(self) -> None:
+        """Release the descriptor; the memory goes with the last view of it."""
+        self.view.release()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
