@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Accounting of exits, from KVM's tracepoints.
+ *
+ * The tracepoints are found by name in whichever module has them, at load and
+ * whenever a module comes; they are given back when it goes. A VM is known by
+ * its owner (current->mm: KVM ties vCPU ioctls to it), a vCPU by KVM's pointer,
+ * which is compared and never followed, but for the exit reason, at the offset
+ * that the user half read from BTF (module parameters), with get_kernel_nofault.
+ *
+ * Locks: probe_mutex protects which tracepoints have probes; it is taken below
+ * the tracepoint module list's mutex (in the notifier). bind_lock protects the
+ * tables' changes; it is a leaf. Probes read the tables under RCU: they run with
+ * preemption disabled.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/hashtable.h>
+#include <linux/log2.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
+#include <linux/timex.h>
+#include <linux/tracepoint.h>
+#include <linux/uaccess.h>
+#include <linux/workqueue.h>
+#include <uapi/linux/kvm.h>
+
+#include "unikvm.h"
+
+#define MAX_OFFSET	(1u << 20)	/* far beyond the size of a vCPU */
+#define VMCB_EXIT_CODE	0x70		/* AMD APM vol. 2, appendix B */
+
+static unsigned int svm_vmcb;
+module_param(svm_vmcb, uint, 0444);
+MODULE_PARM_DESC(svm_vmcb, "offset of vmcb in struct vcpu_svm (0: count without reasons)");
+
+static unsigned int vmx_exit_reason;
+module_param(vmx_exit_reason, uint, 0444);
+MODULE_PARM_DESC(vmx_exit_reason, "offset of exit_reason in struct vcpu_vmx (0: count without reasons)");
+
+static DEFINE_SPINLOCK(bind_lock);
+static DEFINE_HASHTABLE(owners, 6);	/* unikvm_vm by mm */
+static DEFINE_HASHTABLE(tasks, 8);	/* unikvm_vcpu by task */
+
+/* --- the probes --- */
+
+static struct unikvm_vm *vm_of(const struct mm_struct *mm)
+{
+	struct unikvm_vm *vm;
+
+	hash_for_each_possible_rcu_notrace(owners, vm, node, (unsigned long)mm)
+		if (vm->mm == mm)
+			return vm;
+	return NULL;
+}
+
+static struct unikvm_vcpu *vcpu_of(const struct task_struct *task)
+{
+	struct unikvm_vcpu *vcpu;
+
+	hash_for_each_possible_rcu_notrace(tasks, vcpu, node, (unsigned long)task)
+		/* A task's address may have belonged to another one before. */
+		if (vcpu->task == task && vcpu->vm->mm == task->mm)
+			return vcpu;
+	return NULL;
+}
+
+/* Tie KVM's vCPU to the current task: its first entry, or the first on this thread. */
+static noinline struct unikvm_vcpu *bind(const void *cookie)
+{
+	struct unikvm_vm *vm = vm_of(current->mm);
+	struct unikvm_vcpu *vcpu = NULL;
+	unsigned long flags;
+	unsigned int i;
+
+	if (!vm)
+		return NULL;
+	spin_lock_irqsave(&bind_lock, flags);
+	for (i = 0; i < vm->used && vm->vcpus[i].cookie != cookie; i++)
+		;
+	if (i < UNIKVM_SLOTS) {
+		vcpu = &vm->vcpus[i];
+		if (i == vm->used) {
+			vcpu->cookie = cookie;
+			vm->used++;
+		} else {
+			hash_del_rcu(&vcpu->node);
+		}
+		vcpu->task = current;
+		vcpu->mark = 0;
+		hash_add_rcu(tasks, &vcpu->node, (unsigned long)current);
+	} else {
+		vm->area->lost++;
+	}
+	spin_unlock_irqrestore(&bind_lock, flags);
+	return vcpu;
+}
+
+/* Add the time since the last event to a total and its histogram; the new event is at `now`. */
+static __always_inline void account(struct unikvm_vcpu *vcpu, u64 now, u64 *total, u64 *histogram)
+{
+	u64 ticks = now - vcpu->mark;
+
+	if (vcpu->mark) {
+		*total += ticks;
+		histogram[min_t(unsigned int, ilog2(ticks | 1), UNIKVM_BUCKETS - 1)]++;
+	}
+	vcpu->mark = now;
+}
+
+static void probe_entry(void *data, const void *cookie)
+{
+	struct unikvm_vcpu *vcpu = vcpu_of(current);
+	struct unikvm_slot *slot;
+	u64 now;
+
+	if (!vcpu || vcpu->cookie != cookie) {
+		vcpu = bind(cookie);
+		if (!vcpu)
+			return;
+	}
+	slot = vcpu->slot;
+	slot->entries++;
+	now = get_cycles();
+	if (vcpu->in_user) {
+		vcpu->in_user = false;
+		account(vcpu, now, &slot->user_ticks, slot->user_histogram);
+	} else {
+		account(vcpu, now, &slot->kernel_ticks, slot->kernel_histogram);
+	}
+}
+
+static unsigned int exit_reason(const char *cookie, u32 isa)
+{
+	const char *vmcb;
+	u32 code;
+
+	if (isa == UNIKVM_ISA_SVM && svm_vmcb) {
+		if (get_kernel_nofault(vmcb, (const char **)(cookie + svm_vmcb)) ||
+		    get_kernel_nofault(code, (u32 *)(vmcb + VMCB_EXIT_CODE)))
+			return UNIKVM_REASON_OTHER;
+		if (code >= 0x400 && code < 0x40f)
+			return UNIKVM_REASON_HIGH + (code - 0x400);
+	} else if (isa == UNIKVM_ISA_VMX && vmx_exit_reason) {
+		if (get_kernel_nofault(code, (u32 *)(cookie + vmx_exit_reason)))
+			return UNIKVM_REASON_OTHER;
+		code &= 0xffff;		/* the basic reason */
+	} else {
+		return UNIKVM_REASON_OTHER;
+	}
+	return code < UNIKVM_REASON_HIGH ? code : UNIKVM_REASON_OTHER;
+}
+
+static void probe_exit(void *data, const void *cookie, u32 isa)
+{
+	u64 now = get_cycles();
+	struct unikvm_vcpu *vcpu = vcpu_of(current);
+	struct unikvm_slot *slot;
+
+	if (!vcpu || vcpu->cookie != cookie)
+		return;
+	slot = vcpu->slot;
+	account(vcpu, now, &slot->guest_ticks, slot->guest_histogram);
+	slot->exits++;
+	slot->reason[exit_reason(cookie, isa)]++;
+	vcpu->vm->area->isa = isa;
+}
+
+static void probe_user_exit(void *data, u32 reason, int error)
+{
+	struct unikvm_vcpu *vcpu = vcpu_of(current);
+	struct unikvm_slot *slot;
+
+	if (!vcpu)
+		return;
+	slot = vcpu->slot;
+	account(vcpu, get_cycles(), &slot->kernel_ticks, slot->kernel_histogram);
+	vcpu->in_user = true;
+	if (error == -EINTR)
+		reason = KVM_EXIT_INTR;
+	slot->user_exits++;
+	slot->user_reason[min_t(u32, reason, UNIKVM_USER_REASONS - 1)]++;
+}
+
+/* --- attached VMs --- */
+
+bool accounting_has_reasons(void)
+{
+	return svm_vmcb || vmx_exit_reason;
+}
+
+int accounting_add(struct unikvm_vm *vm)
+{
+	unsigned long flags;
+	int ret = 0;
+
+	spin_lock_irqsave(&bind_lock, flags);
+	if (vm_of(vm->mm))
+		ret = -EBUSY;
+	else
+		hash_add_rcu(owners, &vm->node, (unsigned long)vm->mm);
+	spin_unlock_irqrestore(&bind_lock, flags);
+	return ret;
+}
+
+/* After this no probe touches `vm`. */
+void accounting_remove(struct unikvm_vm *vm)
+{
+	unsigned long flags;
+	unsigned int i;
+
+	spin_lock_irqsave(&bind_lock, flags);
+	hash_del_rcu(&vm->node);
+	spin_unlock_irqrestore(&bind_lock, flags);
+	/* Whoever found it as an owner before may still bind a vCPU. */
+	synchronize_rcu();
+	spin_lock_irqsave(&bind_lock, flags);
+	for (i = 0; i < vm->used; i++)
+		hash_del_rcu(&vm->vcpus[i].node);
+	spin_unlock_irqrestore(&bind_lock, flags);
+	synchronize_rcu();
+}
+
+/* A vCPU that runs meanwhile may keep some of what it counts just then. */
+void accounting_reset(struct unikvm_vm *vm)
+{
+	unsigned int i;
+
+	for (i = 0; i < UNIKVM_SLOTS; i++)
+		memset(vm->vcpus[i].slot, 0, sizeof(struct unikvm_slot));
+	vm->area->lost = 0;
+}
+
+/* --- the tracepoints --- */
+
+static struct probe {
+	const char *name;
+	void *function;
+	struct tracepoint *found;	/* NULL: no module has it */
+	bool registered;
+} probes[] = {
+	{ "kvm_entry", probe_entry },
+	{ "kvm_exit", probe_exit },
+	{ "kvm_userspace_exit", probe_user_exit },
+};
+
+static DEFINE_MUTEX(probe_mutex);
+
+static void probes_register(struct work_struct *work)
+{
+	struct probe *probe;
+	int ret;
+
+	mutex_lock(&probe_mutex);
+	for (probe = probes; probe < probes + ARRAY_SIZE(probes); probe++) {
+		if (!probe->found || probe->registered)
+			continue;
+		ret = tracepoint_probe_register(probe->found, probe->function, NULL);
+		if (ret)
+			pr_warn("no probe at %s: error %d\n", probe->name, ret);
+		else
+			probe->registered = true;
+	}
+	mutex_unlock(&probe_mutex);
+}
+
+/* Registering wants a mutex that the notifier's caller may hold: it is done outside. */
+static DECLARE_WORK(register_work, probes_register);
+
+static void probe_found(struct tracepoint *tp, void *unused)
+{
+	struct probe *probe;
+
+	for (probe = probes; probe < probes + ARRAY_SIZE(probes); probe++)
+		if (!strcmp(probe->name, tp->name))
+			probe->found = tp;
+}
+
+static void probe_lost(struct tracepoint *tp)
+{
+	struct probe *probe;
+
+	for (probe = probes; probe < probes + ARRAY_SIZE(probes); probe++) {
+		if (probe->found != tp)
+			continue;
+		if (probe->registered)
+			tracepoint_probe_unregister(tp, probe->function, NULL);
+		probe->registered = false;
+		probe->found = NULL;
+	}
+}
+
+static int module_notify(struct notifier_block *block, unsigned long state, void *data)
+{
+	struct module *module = ((struct tp_module *)data)->mod;
+	unsigned int i;
+
+	mutex_lock(&probe_mutex);
+	for (i = 0; i < module->num_tracepoints; i++) {
+		struct tracepoint *tp = tracepoint_ptr_deref(&module->tracepoints_ptrs[i]);
+
+		if (state == MODULE_STATE_GOING)
+			probe_lost(tp);
+		else
+			probe_found(tp, NULL);
+	}
+	mutex_unlock(&probe_mutex);
+	if (state == MODULE_STATE_COMING)
+		schedule_work(&register_work);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block module_block = {
+	.notifier_call = module_notify,
+};
+
+int accounting_init(void)
+{
+	int ret;
+
+	if (svm_vmcb > MAX_OFFSET || vmx_exit_reason > MAX_OFFSET) {
+		pr_err("an offset of more than %u is not one in a vCPU\n", MAX_OFFSET);
+		return -EINVAL;
+	}
+	/* KVM may be built in, loaded (the notifier is told of what is there), or come later. */
+	for_each_kernel_tracepoint(probe_found, NULL);
+	ret = register_tracepoint_module_notifier(&module_block);
+	if (ret)
+		return ret;
+	flush_work(&register_work);
+	probes_register(NULL);
+	return 0;
+}
+
+void accounting_exit(void)
+{
+	struct probe *probe;
+
+	unregister_tracepoint_module_notifier(&module_block);
+	cancel_work_sync(&register_work);
+	mutex_lock(&probe_mutex);
+	for (probe = probes; probe < probes + ARRAY_SIZE(probes); probe++)
+		if (probe->registered)
+			tracepoint_probe_unregister(probe->found, probe->function, NULL);
+	mutex_unlock(&probe_mutex);
+	tracepoint_synchronize_unregister();
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the files of unikvm.ko share. */
+#ifndef _UNIKVM_H
+#define _UNIKVM_H
+
+#include <linux/hashtable.h>
+#include <linux/mm_types.h>
+#include <linux/sched.h>
+#include <linux/types.h>
+
+#include "uapi/unikvm.h"
+
+/* One vCPU as the probes see it: only its own thread changes it, but for `task`. */
+struct unikvm_vcpu {
+	struct hlist_node node;		/* in the table of tasks; under bind_lock */
+	struct task_struct *task;	/* compared, never followed */
+	const void *cookie;		/* KVM's struct kvm_vcpu: compared, and read from with care */
+	struct unikvm_vm *vm;
+	struct unikvm_slot *slot;	/* in the mapped area */
+	u64 mark;			/* TSC of the last event; 0: none */
+	bool in_user;
+};
+
+/* One attached VM. It lives as long as its companion file. */
+struct unikvm_vm {
+	struct hlist_node node;		/* in the table of owners; under bind_lock */
+	struct mm_struct *mm;		/* grabbed, so that the pointer is not reused */
+	struct unikvm_area *area;	/* what userspace maps */
+	unsigned long area_size;
+	unsigned int used;		/* slots taken; under bind_lock */
+	struct unikvm_vcpu vcpus[UNIKVM_SLOTS];
+};
+
+/* companion.c */
+int unikvm_attach_vm(void __user *arg);
+
+/* accounting.c */
+int accounting_init(void);
+void accounting_exit(void);
+bool accounting_has_reasons(void);
+int accounting_add(struct unikvm_vm *vm);
+void accounting_remove(struct unikvm_vm *vm);
+void accounting_reset(struct unikvm_vm *vm);
+
+#endif
