@@ -90,9 +90,7 @@ def test_ecam(bus: PciBus) -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.booleans(), st.integers(0, 7), st.sampled_from([1, 2, 4, 8]), st.integers(0, (1 << 64) - 1)
-        ),
+        st.tuples(st.booleans(), st.integers(0, 7), st.sampled_from([1, 2, 4, 8]), st.integers(0, (1 << 64) - 1)),
         max_size=20,
     )
 )
