@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The default guest: init, the modules of virtio, and busybox, in one uncompressed archive, made once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+
+from unikvm.errors import CannotRun
+from unikvm.images import cache, packages
+from unikvm.images.cache import Say
+from unikvm.images.initramfs import Initramfs
+from unikvm.images.kernel import Kernel, quiet
+from unikvm.images.modules import decompressed, resolve
+
+MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "virtio_rng")
+MODULES_LIST = "/unikvm/modules.list"
+BUSYBOX = "/bin/busybox"
+
+
+def guest_initramfs(
+    kernel: Kernel,
+    *,
+    init: str,
+    modules: Sequence[str] = MODULES,
+    base: str | None = None,
+    progress: Say = quiet,
+) -> str:
+    """The path of an initramfs for `kernel`, in the cache; its content decides its name, so it is made once.
+
+    `init` is the built tools/kvm/guest binary. `base` is an initramfs of the user's own, which ours comes on top of:
+    /init is then ours, everything else the user's.
+    """
+    busybox = busybox_binary(progress)
+    paths = resolve(kernel.modules, kernel.release, modules)
+    parts = [kernel.release, *map(cache.identity, (init, *paths))]
+    parts += [cache.identity(busybox)] if busybox else []
+    parts += [cache.identity(base)] if base else []
+    path = cache.entry("initramfs", cache.digest(*parts))
+    if not os.path.exists(path):
+        archive = _archive(kernel, init, paths, busybox)
+        start = _read(base) if base else b""
+        cache.write(path, [start, bytes(-len(start) % 4), _bytes(archive)])
+    return path
+
+
+def _archive(kernel: Kernel, init: str, paths: Sequence[str], busybox: str) -> Initramfs:
+    archive = Initramfs()
+    archive.add_file("/init", _read(init))
+    archive.add_dir("/dev")
+    archive.add_node("/dev/console", stat.S_IFCHR | 0o600, 5, 1)
+    inside = [f"/lib/modules/{kernel.release}/{os.path.basename(path).partition('.ko')[0]}.ko" for path in paths]
+    for name, path in zip(inside, paths, strict=True):
+        archive.add_file(name, decompressed(path), 0o644)
+    archive.add_file(MODULES_LIST, "".join(f"{name}\n" for name in inside).encode(), 0o644)
+    if busybox:
+        archive.add_file(BUSYBOX, _read(busybox))
+    return archive
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise CannotRun(f"cannot read {path}: {error.strerror}") from error
+
+
+def _bytes(archive: Initramfs) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    archive.write(buffer)
+    return buffer.getvalue()
+
+
+def busybox_binary(progress: Say = quiet) -> str:
+    """A static busybox: Debian's busybox-static, or this machine's; empty (and said) where there is none."""
+    try:
+        return os.path.join(packages.fetched("busybox-static", progress), "bin/busybox")
+    except CannotRun as error:
+        for path in ("/bin/busybox", "/usr/bin/busybox", "/sbin/busybox"):
+            if os.path.exists(path) and is_static(path):
+                return path
+        progress(f"no busybox for the guest: {error}")
+        return ""
+
+
+def is_static(path: str) -> bool:
+    """Whether an executable needs no loader."""
+    from elftools.elf.elffile import ELFFile
+
+    with open(path, "rb") as file:
+        return all(segment["p_type"] != "PT_INTERP" for segment in ELFFile(file).iter_segments())
