@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The agent, against the built init itself (`init --serve` on any Linux), its ports joined by socket pairs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from unikvm import wire
+from unikvm.errors import CANNOT_RUN
+from unikvm.machine.agent import Agent
+from unikvm.machine.events import CommandExit, Event, Hang, VmmFailure
+from unikvm.sys.eventloop import EventLoop
+
+
+class Peer:
+    """The guest's init as lines: what the agent sent, and what to answer."""
+
+    def __init__(self, **options: object) -> None:
+        self.events: list[Event] = []
+        null = os.open(os.devnull, os.O_RDWR)
+        self.agent = Agent(("true",), self.events.append, console=True, stdin=null, **options)  # type: ignore[arg-type]
+        os.close(null)
+        self.sent: list[bytes] = []
+        ctl = self.agent.ports[0]
+        ctl.send = self.sent.append  # type: ignore[assignment,method-assign]
+        self.loop = EventLoop()
+        self.agent.start(self.loop)
+
+    def says(self, *words: str) -> None:
+        self.agent._received(wire.encode(*words))
+
+
+def test_ready_gets_the_request_and_exit_ends_the_run() -> None:
+    peer = Peer()
+    peer.says("ready", wire.PROTOCOL)
+    assert peer.sent[0].startswith(b"exec ")
+    peer.says("ok", "17")
+    peer.says("exit", "status", "3", "0", "0")
+    assert peer.events == [CommandExit(3)]
+
+
+def test_a_signal_is_a_shells_status() -> None:
+    peer = Peer()
+    for words in (("ready", wire.PROTOCOL), ("ok", "17"), ("exit", "signal", "9", "0", "0")):
+        peer.says(*words)
+    assert peer.events == [CommandExit(137)]
+
+
+def test_a_command_that_cannot_start_could_not_run() -> None:
+    peer = Peer()
+    peer.says("ready", wire.PROTOCOL)
+    peer.says("error", "nonsense: No such file or directory")
+    assert [event.outcome for event in peer.events] == [CANNOT_RUN]
+    assert "nonsense" in peer.events[0].detail
+
+
+@pytest.mark.parametrize("line", [b"exit status x 0 0\n", b"exit status\xff%G\n"])
+def test_garbage_ends_the_run_once(line: bytes) -> None:
+    peer = Peer()
+    peer.agent._received(line)
+    peer.agent._received(line)
+    assert len(peer.events) <= 1
+    assert all(isinstance(event, VmmFailure) for event in peer.events)
+
+
+def test_another_protocol_is_refused() -> None:
+    peer = Peer()
+    peer.says("ready", "0")
+    assert "protocol 0" in peer.events[0].detail
+
+
+def test_the_watchdog_pings_and_then_calls_it_a_hang() -> None:
+    peer = Peer(watchdog=0.01)
+    peer.says("ready", wire.PROTOCOL)
+    peer.loop.call_later(0.05, peer.loop.stop)
+    peer.loop.run()
+    assert wire.encode("ping") in peer.sent
+    assert [type(event) for event in peer.events] == [Hang]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Puts a machine together. Adding a device is one file in its room, one test, and one line here or in `platform`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from unikvm.arch.x86_64 import cpuid, layout, msr, state
+from unikvm.boot import loader
+from unikvm.bus import Bus
+from unikvm.errors import CannotRun
+from unikvm.irq import IrqController
+from unikvm.machine.io import IoThread, SerialInput
+from unikvm.machine.panicwatch import PanicWatch
+from unikvm.machine.platform import Ending, add_platform, add_virtio
+from unikvm.machine.vcpu import VcpuThread, install_kick_handler
+from unikvm.memory import GuestMemory
+from unikvm.record import State
+from unikvm.sys.kvm import Kvm, Vm
+from unikvm.uapi import kvm as uapi
+from unikvm.units import format_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unikvm.devices.acpipm import AcpiPm
+    from unikvm.devices.serial import Serial
+    from unikvm.machine.config import Config
+    from unikvm.machine.events import Event
+    from unikvm.sys.companion import Companion
+    from unikvm.virtio.device import VirtioDevice
+
+Post = Callable[["Event"], None]
+
+
+class Parts(State):
+    """What a machine is built of. `closables` release what was made, in reverse order."""
+
+    config: Config
+    post: Post
+    kvm: Kvm
+    vm: Vm
+    memory: GuestMemory
+    io: IoThread
+    irq: IrqController
+    pio: Bus
+    mmio: Bus
+    panics: PanicWatch
+    serial_input: SerialInput
+    closables: list[Callable[[], None]]
+    vcpus: list[VcpuThread]
+    serial: Serial | None = None
+    power: AcpiPm | None = None
+    companion: Companion | None = None  # the kernel half, where it is loaded
+
+    def add_ioeventfd(self, address: int, length: int, fd: int, datamatch: int | None) -> None:
+        self.vm.ioeventfd(address, length, fd, datamatch=datamatch)
+
+    def remove_ioeventfd(self, address: int, length: int, fd: int, datamatch: int | None) -> None:
+        self.vm.ioeventfd(address, length, fd, datamatch=datamatch, deassign=True)
+
+    def close(self) -> None:
+        """Release everything. The threads must have ended."""
+        while self.closables:
+            self.closables.pop()()
+
+
+def build(config: Config, output: Callable[[bytes], object], devices: tuple[VirtioDevice, ...], post: Post) -> Parts:
+    """Create the VM and its devices, and load the kernel. Nothing runs yet; on an error nothing is left behind.
+
+    `output` gets what the serial port sends; `devices` are virtio devices beside those that `config` asks for.
+    """
+    install_kick_handler()
+    check_memory(config.memory)
+    closables: list[Callable[[], None]] = []
+    try:
+        return _build(config, output, devices, post, closables)
+    except BaseException:
+        for close in reversed(closables):
+            close()
+        raise
+
+
+def _build(
+    config: Config,
+    output: Callable[[bytes], object],
+    devices: tuple[VirtioDevice, ...],
+    post: Post,
+    closables: list[Callable[[], None]],
+) -> Parts:
+    kvm = Kvm()
+    closables.append(kvm.close)
+    memory = GuestMemory(layout.ram_layout(config.memory))
+    closables.append(memory.close)
+    # The kernel first: most mistakes are in what the user named, and a bad image should cost nothing more.
+    entry = loader.load(config.kernel, memory, cmdline=config.cmdline, initrd=config.initrd, rsdp=layout.ACPI)
+    vm = kvm.create_vm()
+    closables.append(vm.close)
+    _map(vm, memory)
+    io = IoThread(post)
+    closables.append(io.loop.close)
+    parts = Parts(
+        config=config,
+        post=post,
+        kvm=kvm,
+        vm=vm,
+        memory=memory,
+        io=io,
+        irq=IrqController(vm),
+        pio=Bus("pio"),
+        mmio=Bus("mmio"),
+        panics=PanicWatch(),
+        serial_input=SerialInput(io.loop),
+        closables=closables,
+        vcpus=[],
+    )
+    if config.kernel_half and os.path.exists("/dev/unikvm"):
+        import unikvm.sys.companion as companion
+
+        parts.companion = companion.attach(vm.fd, allow_mismatch=config.allow_mismatch)
+        if parts.companion is not None:
+            closables.append(parts.companion.close)
+    ending = Ending(parts)
+    add_platform(parts, output, ending)
+    add_virtio(parts, [*_disks(config), *devices], ending)
+    _create_vcpus(parts, entry)
+    return parts
+
+
+def check_memory(size: int) -> None:
+    """More than the host has would be killed later, in the middle of the guest's work."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        total = int(meminfo.readline().split()[1]) << 10
+    if size > total:
+        raise CannotRun(
+            f"{format_size(size)} of guest memory is more than this host's {total >> 20}M", hint="give less with --mem"
+        )
+
+
+def _map(vm: Vm, memory: GuestMemory) -> None:
+    vm.set_tss_addr(layout.KVM_TSS)
+    vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
+    vm.create_irqchip()
+    vm.create_pit()
+    for slot, region in enumerate(memory.regions):
+        vm.set_user_memory_region(slot, region.gpa, region.size, region.hva)
+
+
+def _disks(config: Config) -> list[VirtioDevice]:
+    if not config.disks:
+        return []
+    from unikvm.virtio.blk import Blk
+
+    return [Blk(disk.path, readonly=disk.readonly, serial=disk.serial) for disk in config.disks]
+
+
+def _create_vcpus(parts: Parts, entry: loader.Entry) -> None:
+    """vCPU 0 enters the kernel; the others wait for its INIT and SIPI."""
+    supported = parts.kvm.supported_cpuid()
+    tsc_deadline = bool(parts.kvm.check_extension(uapi.KVM_CAP_TSC_DEADLINE_TIMER))
+    cpus = parts.config.cpus
+    for index in range(cpus):
+        vcpu = parts.vm.create_vcpu(index)
+        parts.closables.append(vcpu.close)
+        vcpu.set_cpuid(cpuid.build(supported, apic_id=index, cpus=cpus, tsc_deadline=tsc_deadline))
+        vcpu.set_msrs(msr.initial())
+        if index == 0:
+            sregs = vcpu.get("KVM_GET_SREGS", uapi.kvm_sregs)
+            regs = uapi.kvm_regs()
+            state.enter(entry.mode, entry.registers, sregs, regs, parts.memory)
+            vcpu.set("KVM_SET_SREGS", sregs)
+            vcpu.set("KVM_SET_REGS", regs)
+        parts.vcpus.append(VcpuThread(vcpu, parts.pio, parts.mmio, parts.post))

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A machine as a library: build it, hook it, run it, and get a typed event for its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+from unikvm.machine.builder import Parts, build
+from unikvm.machine.config import Config
+from unikvm.machine.events import Event, Stopped, Timeout
+from unikvm.memory import GuestMemory
+from unikvm.record import Record
+from unikvm.units import parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unikvm.virtio.device import VirtioDevice
+
+
+class Access(Record):
+    """One access of the guest to a hooked address: `value` is what a write stores, 0 for a read; `size` in bytes."""
+
+    address: int
+    size: int
+    is_write: bool
+    value: int
+
+
+Handler = Callable[[Access], int | None]
+
+
+class _Hook:
+    """A bus device that asks `handler`; None answers a read with all ones, as an unclaimed address does."""
+
+    def __init__(self, start: int, handler: Handler) -> None:
+        self._start = start
+        self._handler = handler
+
+    def read(self, offset: int, size: int) -> int:
+        ones = (1 << (8 * size)) - 1
+        value = self._handler(Access(self._start + offset, size, False, 0))
+        return ones if value is None else value & ones
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._handler(Access(self._start + offset, size, True, value))
+
+
+class Machine:
+    """One virtual machine, made of a `Config` or of its fields (`memory` also as "256M").
+
+    Use it as a context manager: leaving it ends the guest and releases everything. `run` is `start` and `wait`.
+    Without an `output`, what the guest prints on its console collects in `console`.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        output: Callable[[bytes], object] | None = None,
+        devices: tuple[VirtioDevice, ...] = (),
+        memory: int | str | None = None,
+        **fields: object,
+    ) -> None:
+        if config is None:
+            if memory is not None:
+                fields["memory"] = parse_size(memory) if isinstance(memory, str) else memory
+            config = Config(**fields)  # type: ignore[arg-type]
+        self.config = config
+        self.console = bytearray()
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._end: Event | None = None
+        self._parts: Parts = build(config, output or self.console.extend, devices, self._events.put)
+        self._closed = False
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Guest RAM."""
+        return self._parts.memory
+
+    @property
+    def kernel_half(self) -> str:
+        """The release of the kernel half that accounts for this machine; empty where none is attached."""
+        companion = self._parts.companion
+        return companion.info.release if companion is not None else ""
+
+    @property
+    def parts(self) -> Parts:
+        """What the machine is built of."""
+        return self._parts
+
+    def on_pio(self, ports: range, handler: Handler) -> None:
+        """Call `handler` for each access of the guest to `ports`. Before `start`; runs on the vCPU's thread."""
+        self._parts.pio.add(ports.start, len(ports), _Hook(ports.start, handler))
+
+    def on_mmio(self, addresses: range, handler: Handler) -> None:
+        """Call `handler` for each access of the guest to `addresses` (outside RAM). As `on_pio`."""
+        self._parts.mmio.add(addresses.start, len(addresses), _Hook(addresses.start, handler))
+
+    def send(self, text: bytes) -> None:
+        """Type on the guest's console."""
+        self._parts.serial_input.feed(text)
+
+    def start(self) -> None:
+        """Let the vCPUs run."""
+        self._parts.io.start()
+        for vcpu in self._parts.vcpus:
+            vcpu.start()
+
+    def post(self, event: Event) -> None:
+        """End the run with `event`, from any thread."""
+        self._events.put(event)
+
+    def wait(self, timeout: float | None = None) -> Event:
+        """The event that ends the run; after `timeout` seconds a `Timeout`. The guest stands still afterwards."""
+        if self._end is None:
+            try:
+                self._end = self._events.get(timeout=timeout)
+            except Empty:
+                self._end = Timeout(timeout or 0.0)
+            self._halt()
+        return self._end
+
+    def run(self, timeout: float | None = None) -> Event:
+        """Boot the guest and wait for its end."""
+        self.start()
+        return self.wait(timeout)
+
+    def expect(self, text: bytes, timeout: float = 60.0) -> bytes:
+        """Wait until the console shows `text`; returns all that it showed. TimeoutError when it does not in time."""
+        deadline = time.monotonic() + timeout
+        while text not in self.console:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the console did not show {text!r} within {timeout:g} s")
+            time.sleep(0.005)
+        return bytes(self.console)
+
+    def stop(self) -> None:
+        """End the run from outside; `wait` then gives `Stopped` unless the guest was faster."""
+        self._events.put(Stopped())
+
+    def _halt(self) -> None:
+        for vcpu in self._parts.vcpus:
+            vcpu.stop()
+        for vcpu in self._parts.vcpus:
+            vcpu.join()
+        self._parts.io.stop()
+
+    def close(self) -> None:
+        """End the guest and release its memory and descriptors. Twice is once."""
+        if not self._closed:
+            self._closed = True
+            self._halt()
+            self._parts.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
