@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: help that fits a screen, errors in one line with status 125, and `-- CMD`."""
+
+from __future__ import annotations
+
+import pytest
+
+from unikvm.cli.main import COMMANDS, command_parser, main, split_command, usage
+from unikvm.cli.run import parse_disk
+from unikvm.errors import CANNOT_RUN, CannotRun
+from unikvm.machine.config import Disk
+
+SCREEN = 45  # lines of a terminal
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen_and_has_examples(name: str) -> None:
+    text = command_parser(name).format_help()
+    assert "examples:" in text
+    assert len(text.splitlines()) <= SCREEN
+    assert all(len(line) <= 130 for line in text.splitlines())
+
+
+def test_usage_names_every_command() -> None:
+    assert all(name in usage() for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["nonsense"], ["run", "--nonsense"], ["run", "-k", "/no/such/kernel"], ["run", "-m", "lots"], ["doctor", "x"]],
+)
+def test_errors_are_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(argv)
+    except SystemExit as end:
+        status = int(str(end.code))
+    assert status == CANNOT_RUN
+    errors = capsys.readouterr().err
+    assert errors.startswith("unikvm: ")
+    assert errors.count("\n") == 1
+
+
+def test_what_follows_the_dashes_is_the_command() -> None:
+    assert split_command(["-k", "K", "--", "ls", "--", "-l"]) == (["-k", "K"], ["ls", "--", "-l"])
+    assert split_command(["-k", "K"]) == (["-k", "K"], [])
+
+
+def test_disks() -> None:
+    assert parse_disk("a.img") == Disk(path="a.img")
+    assert parse_disk("a.img,ro,serial=x") == Disk(path="a.img", readonly=True, serial="x")
+    with pytest.raises(CannotRun, match="no option 'rw'"):
+        parse_disk("a.img,rw")

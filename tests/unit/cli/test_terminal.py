@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The Ctrl-A escape, and a terminal that is restored."""
+
+from __future__ import annotations
+
+import os
+import pty
+import termios
+
+import pytest
+
+from unikvm.cli.terminal import EscapeFilter, raw_mode
+
+
+@pytest.mark.parametrize(
+    ("chunks", "through", "left"),
+    [
+        ([b"ls\r"], b"ls\r", False),
+        ([b"\x01x"], b"", True),
+        ([b"a\x01", b"xb"], b"ab", True),
+        ([b"\x01a"], b"\x01", False),
+        ([b"\x01\x01"], b"\x01", False),
+        ([b"\x01q"], b"\x01q", False),
+        ([b"1\x01h2"], b"12", False),
+    ],
+)
+def test_escape(chunks: list[bytes], through: bytes, left: bool) -> None:
+    leaves: list[bool] = []
+    shown: list[bytes] = []
+    escape = EscapeFilter(lambda: leaves.append(True), shown.append)
+    assert b"".join(escape.feed(chunk) for chunk in chunks) == through
+    assert bool(leaves) == left
+    assert bool(shown) == (b"h" in b"".join(chunks))
+
+
+def test_raw_mode_is_undone_by_an_exception() -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    echo = []
+
+    def fail() -> None:
+        with raw_mode(slave):
+            echo.append(termios.tcgetattr(slave)[3] & termios.ECHO)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert echo == [0]
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
+def test_raw_mode_leaves_a_pipe_alone() -> None:
+    reader, writer = os.pipe()
+    with raw_mode(reader):
+        pass
+    os.close(reader)
+    os.close(writer)

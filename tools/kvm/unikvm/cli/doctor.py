@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`unikvm doctor`: what this machine can do, which way `unikvm run` takes, and what is missing.
+
+examples:
+  unikvm doctor
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+
+from unikvm.errors import UnikvmError
+
+Check = tuple[str, str, str]  # name, verdict (ok, slow, missing), explanation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None: the doctor looks at everything."""
+
+
+def main(args: argparse.Namespace) -> int:
+    kvm, checks = check_kvm()
+    checks += [check_kernel_half(), *check_tools(), check_builds()]
+    for name, verdict, text in checks:
+        sys.stdout.write(f"{verdict:<8}{name:<16}{text}\n")
+    sys.stdout.write(f"\n{advice(kvm)}\n")
+    return 0
+
+
+def check_kvm() -> tuple[str, list[Check]]:
+    """What /dev/kvm is (none, emulated, hardware), measured with a payload."""
+    from unikvm.machine.probe import EMULATED_BELOW_MIPS, has_hardware_flag, measure_mips
+
+    flag = has_hardware_flag()
+    cpu: Check = (
+        "processor",
+        "ok" if flag else "slow",
+        "has svm or vmx" if flag else "shows neither svm nor vmx: no hardware virtualisation",
+    )
+    try:
+        mips = measure_mips()
+    except UnikvmError as error:
+        return "none", [cpu, ("/dev/kvm", "missing", str(error))]
+    if mips < EMULATED_BELOW_MIPS:
+        text = f"runs a payload at {mips:.1f} MIPS: an emulated KVM; payloads work, Linux would take an hour"
+        return "emulated", [cpu, ("/dev/kvm", "slow", text)]
+    return "hardware", [cpu, ("/dev/kvm", "ok", f"runs a payload at {mips:.0f} MIPS")]
+
+
+def check_kernel_half() -> Check:
+    import unikvm.sys.companion as companion
+    from unikvm.release import release
+
+    try:
+        info = companion.info()
+    except UnikvmError as error:
+        return ("kernel half", "missing", str(error))
+    if info is None:
+        return ("kernel half", "missing", "no /dev/unikvm on this machine: not needed with a host VM")
+    if info.release != release():
+        return ("kernel half", "slow", f"{info.release} is loaded, the user half is {release()}: they do not match")
+    return ("kernel half", "ok", info.release)
+
+
+def check_tools() -> list[Check]:
+    """What a host VM needs."""
+    from unikvm.hostvm.share import find_virtiofsd
+
+    checks: list[Check] = []
+    qemu = shutil.which("qemu-system-x86_64")
+    checks.append(("QEMU", "ok", qemu) if qemu else ("QEMU", "missing", "for host VMs: install qemu-system-x86"))
+    daemon = find_virtiofsd()
+    if daemon and os.geteuid() == 0:
+        checks.append(("virtiofsd", "ok", daemon))
+    elif daemon:
+        checks.append(("virtiofsd", "slow", f"{daemon} needs root: a host VM takes 9p, which is slower"))
+    else:
+        checks.append(("virtiofsd", "missing", "a host VM takes 9p, which is slower"))
+    return checks
+
+
+def check_builds() -> Check:
+    from unikvm.images import artifacts
+
+    try:
+        return ("guest init", "ok", artifacts.init_binary())
+    except UnikvmError as error:
+        return ("guest init", "missing", str(error))
+
+
+def advice(kvm: str) -> str:
+    """Which way `unikvm run` takes here."""
+    if kvm == "hardware" and os.geteuid() == 0:
+        return "`unikvm run` uses this machine as the host (--host local)."
+    if kvm == "hardware":
+        return "`unikvm run` boots a host VM under this machine's KVM: only root may load the kernel half here."
+    payloads = "payloads run on this machine's emulated KVM, Linux" if kvm == "emulated" else "everything runs"
+    return f"`unikvm run`: {payloads} in a host VM that QEMU emulates (AMD SVM with nested paging): slow but true."

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Entry: finds the command's module, parses, runs, and turns errors into one line and a status. Only `cli` exits."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from unikvm.errors import CANNOT_RUN, VMM_ERROR, UnikvmError
+
+# Name → one line. The modules are imported when they are called for: start-up time is a feature.
+COMMANDS = {
+    "run": "boot a kernel or a payload, with a command if you like",
+    "doctor": "what this machine can do, and what is missing",
+    "version": "both halves, their commits, and whether they match",
+    "completion": "print a shell's completion script",
+}
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Command(Protocol):
+        """What a module in `cli` offers."""
+
+        def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+        def main(self, args: argparse.Namespace) -> int: ...
+
+
+def load(name: str) -> Command:
+    module: Command = importlib.import_module(f"unikvm.cli.{name}")
+    return module
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and status 125: a wrong command line is a run that could not start."""
+
+    def error(self, message: str) -> object:  # type: ignore[override]
+        sys.stderr.write(f"unikvm: {message} (see `{self.prog} --help`)\n")
+        raise SystemExit(CANNOT_RUN)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One line an option: `-k, --kernel KERNEL`, and room for what it does."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=112)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {self._format_args(action, action.dest.upper())}"
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    module = load(name)
+    parser = Parser(
+        prog=f"unikvm {name}",
+        description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
+        epilog=(module.__doc__ or "").partition("\n\n")[2],
+        usage=getattr(module, "USAGE", None),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def usage() -> str:
+    """The overview that `unikvm --help` prints."""
+    lines = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: unikvm COMMAND [OPTION...]\n\n"
+        "A KVM-only virtual machine monitor and the dev kit around it, one tree with its kernel half.\n\n"
+        f"{lines}\n\n"
+        "examples:\n"
+        "  unikvm run payload.elf                   a bare-metal payload on /dev/kvm\n"
+        "  unikvm run -- uname -a                   a command in a Linux guest\n"
+        "  unikvm run -k arch/x86/boot/bzImage      your own kernel, with a shell\n\n"
+        "`unikvm COMMAND --help` says more of each.\n"
+    )
+
+
+def dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        if len(argv) > 1 and argv[1] in COMMANDS:
+            argv = [argv[1], "--help"]
+        else:
+            sys.stdout.write(usage())
+            return 0 if argv else CANNOT_RUN
+    if argv[0] in ("-V", "--version"):
+        argv = ["version", *argv[1:]]
+    name = argv[0]
+    if name not in COMMANDS:
+        sys.stderr.write(f"unikvm: no command {name!r} (one of {', '.join(COMMANDS)})\n")
+        return CANNOT_RUN
+    options, command = split_command(argv[1:])
+    args = command_parser(name).parse_args(options)
+    args.command = command
+    return load(name).main(args)
+
+
+def split_command(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Options, and what follows the first `--`: argparse would take its first word for a positional."""
+    if "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except UnikvmError as error:
+        sys.stderr.write(f"unikvm: {error}\n")
+        return error.outcome
+    except KeyboardInterrupt:
+        sys.stderr.write("unikvm: interrupted\n")
+        return CANNOT_RUN
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on: the interpreter's flush must not fail again
+        return CANNOT_RUN
+    except Exception as error:
+        if os.environ.get("UNIKVM_DEBUG"):
+            raise
+        sys.stderr.write(
+            f"unikvm: defect: {type(error).__name__}: {error} (UNIKVM_DEBUG=1 shows where; please report it)\n"
+        )
+        return VMM_ERROR
+
+
+def entry() -> None:
+    """Run the command line and end the process with its status."""
+    status = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # Nothing is left to do, and the interpreter's own tear-down takes longer than a payload.
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From a command line to what will run and where: the plan, which a host VM is given ready-made."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from unikvm.errors import CannotRun
+from unikvm.machine.config import Config, Disk
+from unikvm.record import Record
+from unikvm.units import parse_size
+
+Say = Callable[[str], None]
+BANNER = b"Linux version "
+
+
+class Plan(Record):
+    """One run. `linux`: the guest is a Linux, not a payload; `tty`: stdin and stdout are a terminal."""
+
+    config: Config
+    linux: bool
+    command: tuple[str, ...] = ()
+    tty: bool = False
+    own_init: bool = False  # the guest's init is ours, so it powers off by itself and obeys
+    timeout: float | None = None
+    watchdog: float = 0.0
+    result: str | None = None
+    verbose: bool = False
+    quiet: bool = False
+    exits: bool = False
+    release: str = ""  # of the user half, where the caller knows it already
+    host_kernel: str | None = None
+    shares: tuple[str, ...] = ()
+
+    def dump(self) -> str:
+        """JSON for `load`."""
+        import json
+
+        return json.dumps(self.asdict())
+
+
+def load(text: str) -> Plan:
+    """The plan that `dump` wrote."""
+    import json
+
+    fields = json.loads(text)
+    config = fields.pop("config")
+    disks = tuple(Disk(**disk) for disk in config.pop("disks"))
+    fields["command"], fields["shares"] = tuple(fields["command"]), tuple(fields["shares"])
+    return Plan(Config(**config, disks=disks), **fields)
+
+
+def make_plan(args: argparse.Namespace, disks: tuple[Disk, ...]) -> Plan:
+    """What `args` ask for, with every image found, fetched and unpacked. Raises CannotRun."""
+    if args.image and args.kernel:
+        raise CannotRun("the kernel is named twice", hint=f"{args.image!r} and --kernel {args.kernel!r}")
+    spec = args.kernel or args.image
+    linux = not (spec and os.path.isfile(spec)) or is_linux(spec)
+    console = args.console or ("virtio" if linux else "serial")
+    config = Config(
+        kernel=spec or "",
+        initrd=args.initrd,
+        cmdline=args.append,
+        memory=parse_size(args.mem),
+        cpus=args.cpus,
+        disks=disks,
+        console=console,
+        transport=args.transport,
+        name=args.name,
+        testdev=args.testdev,
+        kernel_half=not args.no_kernel_half,
+        allow_mismatch=args.allow_mismatch,
+    )
+    plan = Plan(
+        config,
+        linux,
+        command=tuple(args.command),
+        tty=os.isatty(0) and os.isatty(1),
+        timeout=args.timeout,
+        watchdog=args.watchdog,
+        result=args.result,
+        verbose=args.verbose,
+        quiet=args.quiet,
+        exits=args.exits,
+        host_kernel=args.host_kernel,
+        shares=tuple(os.path.abspath(share) for share in args.share),
+    )
+    _check(plan)
+    return _with_linux(plan, spec) if linux else plan
+
+
+def _check(plan: Plan) -> None:
+    """What can be wrong before anything is fetched."""
+    if plan.command and not plan.linux:
+        raise CannotRun("a payload runs no command", hint="leave out `-- CMD`, or give a Linux kernel")
+    if plan.timeout is not None and plan.timeout <= 0:
+        raise CannotRun(f"a time-out of {plan.timeout:g} s is not possible")
+    for share in plan.shares:
+        if not os.path.isdir(share):
+            raise CannotRun(f"--share {share}: no such directory")
+    if plan.config.initrd and not os.path.isfile(plan.config.initrd):
+        raise CannotRun(f"no such initrd: {plan.config.initrd}")
+
+
+def is_linux(path: str) -> bool:
+    """Whether the file is a Linux kernel (bzImage, .deb or vmlinux) and not a payload."""
+    import mmap
+
+    if path.endswith(".deb"):
+        return True
+    with open(path, "rb") as file:
+        head = file.read(0x206)
+        if head[0x202:0x206] == b"HdrS":
+            return True
+        if head[:5] != b"\x7fELF\x02":  # no payload of a kernel developer's is ELF64 and says it is Linux
+            return False
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+            return content.find(BANNER) >= 0
+
+
+def _with_linux(plan: Plan, spec: str | None) -> Plan:
+    """Find the kernel, unpack it, and give it an initramfs and a command line."""
+    own_init = plan.config.initrd is None or bool(plan.command)
+    if not own_init and spec and os.path.isfile(spec) and not spec.endswith(".deb"):
+        # Everything is named: nothing to look up but the kernel in a compressed image.
+        kernel, initrd = spec, plan.config.initrd
+    else:
+        from unikvm.images.artifacts import init_binary
+        from unikvm.images.guest import guest_initramfs
+        from unikvm.images.kernel import find_kernel
+
+        found = find_kernel(spec, progress=_progress(plan))
+        kernel = found.image
+        initrd = guest_initramfs(found, init=init_binary(), base=plan.config.initrd)
+    if not is_elf(kernel):
+        from unikvm.images.vmlinux import vmlinux
+
+        kernel = vmlinux(kernel)
+    config = plan.config.replace(kernel=kernel, initrd=initrd, cmdline=command_line(plan, own_init))
+    return plan.replace(config=config, own_init=own_init)
+
+
+def is_elf(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def command_line(plan: Plan, own_init: bool) -> str:
+    """The guest kernel's command line. `quiet` comes first: what is said before it is read would be an exit a byte."""
+    words = ["nokaslr"] if plan.verbose else ["quiet", "loglevel=3", "nokaslr"]
+    if plan.config.console == "virtio":
+        # The early console tells of a panic before the drivers are loaded, which are modules in most kernels.
+        words += ["earlyprintk=ttyS0", "console=hvc0"]
+    elif plan.config.console == "serial":
+        words.append("console=ttyS0")
+    words.append("panic=-1")
+    if own_init:
+        words.append(f"unikvm.hostname={plan.config.name}")
+    if plan.command:
+        words += ["oops=panic", "unikvm.ctl"]
+    if plan.config.cmdline:
+        words.append(plan.config.cmdline)
+    return " ".join(words)
+
+
+def _progress(plan: Plan) -> Say:
+    return (lambda _text: None) if plan.quiet else say
+
+
+def say(text: str) -> None:
+    """A line of progress on stderr."""
+    sys.stderr.write(f"unikvm: {text}\n")
+
+
+def choose_host(asked: str, plan: Plan) -> str:
+    """`local` or `vm`; with `auto`, what this machine is good for."""
+    if asked != "auto":
+        return asked
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        if not plan.quiet:
+            say("no usable /dev/kvm here: using a host VM")
+        return "vm"
+    if not plan.linux:
+        return "local"
+    from unikvm.machine.probe import EMULATED_BELOW_MIPS, has_hardware_flag, measure_mips
+
+    if not has_hardware_flag() and measure_mips() < EMULATED_BELOW_MIPS:
+        if not plan.quiet:
+            say("this machine's KVM has no hardware virtualisation: using a host VM")
+        return "vm"
+    return "local" if os.geteuid() == 0 or os.path.exists("/dev/unikvm") else "vm"

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs a plan on this host: the machine, the terminal, and the outcome."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from unikvm.cli.outcome import Phases, finish
+from unikvm.cli.plan import Plan
+from unikvm.cli.terminal import EscapeFilter, end_on_signals, on_resize, raw_mode, say, window_size
+from unikvm.machine.events import CommandExit, Event, Panic, PowerOff, Reset
+from unikvm.machine.machine import Machine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unikvm.machine.agent import Agent
+    from unikvm.virtio.console import Console
+    from unikvm.virtio.device import VirtioDevice
+
+READ_SIZE = 4096
+END_OF_INPUT = b"\x04"  # what a terminal sends for Ctrl-D
+SECONDS_TO_POWER_OFF = 30.0
+
+
+def run(plan: Plan) -> int:
+    """Run to the end; returns the exit status. Errors before the guest runs are raised."""
+    end_on_signals()
+    phases = Phases(plan.verbose)
+    guest = _Guest(plan)
+    try:
+        phases.begin("building the machine")
+        with Machine(plan.config, output=guest.print, devices=guest.devices) as machine:
+            phases.begin("running")
+            guest.connect(machine)
+            with raw_mode() if plan.tty else nullcontext():
+                event = guest.run(machine)
+            if plan.exits:
+                show_exits(machine)
+    finally:
+        phases.end()
+    return finish(plan, event, phases.seconds("running"), machine.kernel_half)
+
+
+def show_exits(machine: Machine) -> None:
+    """The kernel half's account of the run."""
+    companion = machine.parts.companion
+    if companion is None:
+        say("unikvm: no kernel half: nothing was counted")
+        return
+    from unikvm.observe import exits
+
+    for line in exits.table(exits.read(companion)).splitlines():
+        say(line)
+
+
+class _Guest:
+    """The guest's consoles and its agent, as `plan` wants them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._event: Event | None = None
+        self._agent: Agent | None = None
+        self._console: Console | None = None
+        self._post: Callable[[Event], None] = lambda _event: None
+        self._leave: Callable[[], None] = lambda: None
+        self._typing = not plan.command or plan.tty
+        self._escape = EscapeFilter(lambda: self._leave(), lambda text: os.write(1, text))
+        self._output_fd = 2 if plan.command and not plan.tty else 1
+        self._panics: Callable[[bytes], None] = lambda _data: None
+        self.devices: tuple[VirtioDevice, ...] = self._make_devices() if plan.linux else ()
+
+    def _make_devices(self) -> tuple[VirtioDevice, ...]:
+        from unikvm.virtio.console import Console
+        from unikvm.virtio.port import Port
+        from unikvm.virtio.rng import Rng
+
+        plan = self._plan
+        ports: tuple[Port, ...] = ()
+        if plan.command:
+            from unikvm.machine.agent import Agent
+
+            self._agent = Agent(
+                plan.command,
+                self._ended,
+                console=plan.tty,
+                size=window_size(),
+                env={name: os.environ[name] for name in ("TERM", "LANG") if name in os.environ},
+                watchdog=plan.watchdog,
+            )
+            ports = self._agent.ports
+        console = None
+        if plan.config.console == "virtio":
+            console = Port(
+                source=0 if self._typing else None,
+                sink=self._output_fd,
+                tap=lambda data: self._panics(data),
+                transform=self._escape.feed if plan.tty else None,
+                on_source_end=lambda _total: self._end_of_input(),
+            )
+        columns, rows = window_size()
+        self._console = Console(console, ports, columns=columns, rows=rows)
+        return (self._console, Rng())
+
+    def print(self, data: bytes) -> None:
+        """What the serial port sends."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._output_fd, view) :]
+
+    def connect(self, machine: Machine) -> None:
+        """The machine exists: its events, its serial port's input, its watchdog."""
+        self._leave = machine.stop
+        self._panics = machine.parts.panics.feed
+        self._post = machine.post
+        loop = machine.parts.io.loop
+        if self._agent is not None:
+            self._agent.start(loop)
+        if self._plan.config.console == "serial" and self._typing:
+            feed = machine.parts.serial_input.feed
+
+            def typed() -> None:
+                data = os.read(0, READ_SIZE)
+                if data:
+                    feed(self._escape.feed(data) if self._plan.tty else data)
+                else:
+                    loop.remove(0)
+                    feed(END_OF_INPUT)
+
+            try:
+                loop.add(0, typed)
+            except PermissionError:  # a file, which is always ready
+                feed(os.read(0, 1 << 20) + END_OF_INPUT)
+        if self._plan.tty:
+            on_resize(self._resized)
+
+    def run(self, machine: Machine) -> Event:
+        """Boot, wait for the end, and let a guest with writable disks put its data in order."""
+        machine.start()
+        event = machine.wait(self._plan.timeout)
+        if self._event is not None and isinstance(event, PowerOff):
+            return self._event  # the power-off that `_ended` asked for
+        if self._plan.command and isinstance(event, Reset):
+            return Panic(f"{event.detail} before the command ended")
+        return event
+
+    def _ended(self, event: Event) -> None:
+        """The agent's word. What the command wrote to a disk may still be in the guest's memory: power off first."""
+        writable = any(not disk.readonly for disk in self._plan.config.disks)
+        if self._agent is not None and writable and isinstance(event, CommandExit):
+            self._event = event
+            self._agent.power_off(SECONDS_TO_POWER_OFF)
+        else:
+            self._post(event)
+
+    def _end_of_input(self) -> None:
+        if self._console is not None and not self._plan.tty and self._console.ports[0] is not None:
+            self._console.ports[0].send(END_OF_INPUT)
+
+    def _resized(self, columns: int, rows: int) -> None:
+        if self._console is not None:
+            self._console.resize(columns, rows)
+        if self._agent is not None:
+            self._agent.resize(columns, rows)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs a plan in a host VM: the guest's images are ready, so the user half there has nothing to look up."""
+
+from __future__ import annotations
+
+import os
+
+from unikvm.cli.outcome import Phases
+from unikvm.cli.plan import Plan
+from unikvm.cli.terminal import end_on_signals, on_resize, raw_mode, say, window_size
+from unikvm.errors import CANNOT_RUN, CannotRun
+from unikvm.hostvm.config import HostConfig
+from unikvm.hostvm.host import HostVm, with_host
+from unikvm.hostvm.watchdog import HostError
+from unikvm.images.artifacts import LAUNCHER, init_binary, kernel_half
+from unikvm.images.kernel import find_kernel
+from unikvm.observe.reasons import module_parameters
+from unikvm.release import release
+
+RESULT = "/run/unikvm-result.json"  # in the host VM
+
+
+def run(plan: Plan) -> int:
+    """Run to the end; returns the exit status."""
+    end_on_signals()
+    _warn_about_disks(plan)
+    progress = Progress(plan)
+    kernel = find_kernel(plan.host_kernel, progress=progress.say)
+    config = HostConfig(kernel=kernel, init=init_binary(), shares=plan.shares)
+    plan = plan.replace(release=release())
+    try:
+        return with_host(config, lambda host: _run_in(host, plan, progress), progress=progress.phase, say=progress.say)
+    except HostError as error:
+        progress.clear()
+        tail = f"{error.console}\n" if getattr(error, "console", "") else ""
+        os.write(2, tail.encode())
+        raise
+
+
+def _warn_about_disks(plan: Plan) -> None:
+    for disk in plan.config.disks:
+        path = os.path.abspath(disk.path)
+        if not disk.readonly and not any(path.startswith(f"{share}/") for share in plan.shares):
+            raise CannotRun(
+                f"the host VM may not write to {disk.path}",
+                hint=f"--share {os.path.dirname(path)}, or --disk {disk.path},ro",
+            )
+
+
+class Progress:
+    """One line on a terminal that shows what is going on and vanishes; lines of their own with --verbose."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._quiet = plan.quiet
+        self._transient = os.isatty(2) and not plan.verbose
+        self._shown = False
+        self._phases = Phases(plan.verbose)
+
+    def phase(self, name: str) -> None:
+        self._phases.begin(name)
+        if not self._quiet and self._transient:
+            os.write(2, f"\r\x1b[Kunikvm: {name} ...".encode())
+            self._shown = True
+
+    def say(self, line: str) -> None:
+        self.clear()
+        if not self._quiet:
+            say(f"unikvm: {line}")
+
+    def clear(self) -> None:
+        """The guest's own output comes next."""
+        self._phases.end()
+        if self._shown:
+            os.write(2, b"\r\x1b[K")
+            self._shown = False
+
+
+def _run_in(host: HostVm, plan: Plan, progress: Progress) -> int:
+    module = kernel_half(host.config.kernel.release) if plan.config.kernel_half else None
+    if module:
+        progress.phase("loading the kernel half")
+        host.insmod(module, module_parameters(host.config.kernel))
+    elif plan.config.kernel_half:
+        progress.say(f"no kernel half for {host.config.kernel.release}: going on without (make build builds it)")
+    inner = plan.replace(result=RESULT if plan.result else None)
+    argv = [LAUNCHER, "run", "--prepared", inner.dump()]
+    environment = {name: os.environ[name] for name in ("TERM", "LANG", "UNIKVM_DEBUG") if name in os.environ}
+    progress.phase("starting the guest")
+    if plan.tty:
+        status = _on_terminal(host, argv, environment, progress)
+    else:
+        progress.clear()
+        exit_ = host.exec(argv, cwd=_cwd(), env=environment, stdin=0, stdout=1, stderr=2)
+        status = exit_.shell_status
+    if plan.result:
+        with open(plan.result, "wb") as file:
+            file.write(host.read(RESULT))
+    return status if status < 128 else CANNOT_RUN
+
+
+def _on_terminal(host: HostVm, argv: list[str], environment: dict[str, str], progress: Progress) -> int:
+    """The terminal is the host VM's pty, on which the user half there puts the guest's; it also serves Ctrl-A."""
+    progress.clear()
+    on_resize(host.resize)
+    with raw_mode():
+        return host.run_interactive(argv, cwd=_cwd(), env=environment, size=window_size()).shell_status
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"

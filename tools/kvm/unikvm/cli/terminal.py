@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The developer's terminal: raw mode that is always undone, the Ctrl-A escape, and window-size changes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ESCAPE = 0x01  # Ctrl-A, as QEMU's
+HELP = b"\r\nCtrl-A h  this help\r\nCtrl-A x  leave: end the guest\r\nCtrl-A a  send Ctrl-A to the guest\r\n"
+
+
+@contextmanager
+def raw_mode(fd: int = 0) -> Iterator[None]:
+    """Put the terminal `fd` into raw mode; restore it at the end, at interpreter exit and on fatal signals."""
+    if not os.isatty(fd):
+        yield
+        return
+    saved = termios.tcgetattr(fd)
+    raw = termios.tcgetattr(fd)
+    raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+    raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+    raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+
+    def restore() -> None:
+        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+
+    atexit.register(restore)
+    termios.tcsetattr(fd, termios.TCSADRAIN, raw)
+    try:
+        yield
+    finally:
+        restore()
+        atexit.unregister(restore)
+
+
+def end_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end the process as Ctrl-C does, through every `finally`."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+
+
+class EscapeFilter:
+    """Takes the Ctrl-A commands out of what is typed. `leave` is called for Ctrl-A x, `show` writes help."""
+
+    def __init__(self, leave: Callable[[], None], show: Callable[[bytes], object]) -> None:
+        self._leave = leave
+        self._show = show
+        self._escaped = False
+
+    def feed(self, typed: bytes) -> bytes:
+        """The bytes of `typed` that are for the guest."""
+        if not self._escaped and ESCAPE not in typed:
+            return typed
+        out = bytearray()
+        for byte in typed:
+            if self._escaped:
+                self._escaped = False
+                self._command(byte, out)
+            elif byte == ESCAPE:
+                self._escaped = True
+            else:
+                out.append(byte)
+        return bytes(out)
+
+    def _command(self, byte: int, out: bytearray) -> None:
+        if byte in b"xX":
+            self._leave()
+        elif byte in b"hH?":
+            self._show(HELP)
+        elif byte in (ESCAPE, *b"aA"):
+            out.append(ESCAPE)
+        else:
+            out += bytes((ESCAPE, byte))
+
+
+def window_size(fd: int = 1) -> tuple[int, int]:
+    """(columns, rows) of the terminal, (80, 24) where there is none."""
+    try:
+        size = os.get_terminal_size(fd)
+    except OSError:
+        return 80, 24
+    return size.columns, size.lines
+
+
+def on_resize(callback: Callable[[int, int], None]) -> None:
+    """Call `callback(columns, rows)` whenever the terminal's window changes its size."""
+    signal.signal(signal.SIGWINCH, lambda _number, _frame: callback(*window_size()))
+
+
+def say(line: str) -> None:
+    """One line on stderr; the carriage return keeps it straight on a raw terminal."""
+    end = "\r\n" if os.isatty(2) else "\n"
+    sys.stderr.write(line + end)
+    sys.stderr.flush()
