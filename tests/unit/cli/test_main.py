@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from unikvm.cli.main import COMMANDS, command_parser, main, split_command, usage
+from unikvm.cli.main import COMMANDS, main, split_command, usage
+from unikvm.cli.parser import command_parser
 from unikvm.cli.run import parse_disk
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.machine.config import Disk

@@ -8,7 +8,6 @@ Guest-physical and host addresses are different types. Every address and length 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from unikvm.errors import CannotRun, GuestFault
 from unikvm.record import Record
@@ -16,6 +15,7 @@ from unikvm.sys.mapping import Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NewType
 
     GuestAddress = NewType("GuestAddress", int)

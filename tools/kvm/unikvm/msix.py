@@ -10,13 +10,29 @@ controller's.
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
 
 from unikvm.errors import UnikvmError
 from unikvm.pci import PciFunction
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
+
+    class Vector(Protocol):
+        """What MSI-X needs of `irq.MsiVector`."""
+
+        def trigger(self) -> None: ...
+
+        def update(self, address: int, data: int) -> None: ...
+
+        def mask(self, masked: bool) -> None: ...
+
+        @property
+        def pending(self) -> bool: ...
+
+        def close(self) -> None: ...
+
 
 PCI_CAP_ID_MSIX = 0x11
 MSIX_ENABLE = 0x8000
@@ -24,21 +40,6 @@ MSIX_FUNCTION_MASK = 0x4000
 ENTRY_SIZE = 16  # message address (8 bytes), message data, vector control
 _ENTRY_MASKED = 1
 MAX_VECTORS = 128  # table and pending bits fit a page each, with room
-
-
-class Vector(Protocol):
-    """What MSI-X needs of `irq.MsiVector`."""
-
-    def trigger(self) -> None: ...
-
-    def update(self, address: int, data: int) -> None: ...
-
-    def mask(self, masked: bool) -> None: ...
-
-    @property
-    def pending(self) -> bool: ...
-
-    def close(self) -> None: ...
 
 
 class Msix:

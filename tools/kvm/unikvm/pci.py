@@ -7,13 +7,14 @@ and where its BARs are mapped; it is taken before any device's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import RLock
-from typing import TYPE_CHECKING
 
 from unikvm.errors import UnikvmError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unikvm.bus import Bus, BusDevice
 
 CONFIG_SIZE = 256  # conventional configuration space

@@ -13,11 +13,21 @@ A register names the functions of its owner that read and write it, so a type ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Generic, TypeVar
 
-# A register of a base class serves its derived classes: what takes an owner takes its subtypes.
-T = TypeVar("T", contravariant=True)
+    # A register of a base class serves its derived classes: what takes an owner takes its subtypes.
+    T = TypeVar("T", contravariant=True)
+else:
+    T = None
+
+    class Generic:
+        """What `typing` would check, and costs more to import than all of this package."""
+
+        def __class_getitem__(cls, _item):
+            return cls
 
 
 class Reg(Generic[T]):

@@ -8,8 +8,7 @@ UTF-8; bytes that are none pass through as surrogate escapes. The requests are i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 

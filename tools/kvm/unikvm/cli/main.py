@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
 
@@ -21,54 +19,20 @@ COMMANDS = {
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from argparse import ArgumentParser
+    from typing import Any, Protocol
 
     class Command(Protocol):
         """What a module in `cli` offers."""
 
-        def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+        def add_arguments(self, parser: ArgumentParser) -> None: ...
 
-        def main(self, args: argparse.Namespace) -> int: ...
+        def main(self, args: Any) -> int: ...
 
 
 def load(name: str) -> Command:
-    module: Command = importlib.import_module(f"unikvm.cli.{name}")
+    module: Command = __import__(f"unikvm.cli.{name}", fromlist=["main"])
     return module
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and status 125: a wrong command line is a run that could not start."""
-
-    def error(self, message: str) -> object:  # type: ignore[override]
-        sys.stderr.write(f"unikvm: {message} (see `{self.prog} --help`)\n")
-        raise SystemExit(CANNOT_RUN)
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """One line an option: `-k, --kernel KERNEL`, and room for what it does."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=112)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        return f"{', '.join(action.option_strings)} {self._format_args(action, action.dest.upper())}"
-
-
-def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of one command."""
-    module = load(name)
-    parser = Parser(
-        prog=f"unikvm {name}",
-        description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
-        epilog=(module.__doc__ or "").partition("\n\n")[2],
-        usage=getattr(module, "USAGE", None),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
-    return parser
 
 
 def usage() -> str:
@@ -100,9 +64,15 @@ def dispatch(argv: list[str]) -> int:
         sys.stderr.write(f"unikvm: no command {name!r} (one of {', '.join(COMMANDS)})\n")
         return CANNOT_RUN
     options, command = split_command(argv[1:])
-    args = command_parser(name).parse_args(options)
+    module = load(name)
+    quick = getattr(module, "quick_parse", None)
+    args = quick(options) if quick else None
+    if args is None:
+        from unikvm.cli.parser import command_parser
+
+        args = command_parser(name).parse_args(options)
     args.command = command
-    return load(name).main(args)
+    return module.main(args)
 
 
 def split_command(argv: list[str]) -> tuple[list[str], list[str]]:

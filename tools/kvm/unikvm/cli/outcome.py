@@ -14,7 +14,7 @@ from unikvm.machine.events import Event
 class Phases:
     """Seconds of each phase; with `verbose` a line as each ends."""
 
-    def __init__(self, verbose: bool) -> None:
+    def __init__(self, verbose: int) -> None:
         self._verbose = verbose
         self._name = ""
         self._began = 0.0

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
 
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Config, Disk
 from unikvm.record import Record
 from unikvm.units import parse_size
 
-Say = Callable[[str], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Say = Callable[[str], None]
+
 BANNER = b"Linux version "
 
 
@@ -28,7 +32,7 @@ class Plan(Record):
     timeout: float | None = None
     watchdog: float = 0.0
     result: str | None = None
-    verbose: bool = False
+    verbose: int = 0  # 1: seconds of each phase; 2: kernel messages too
     quiet: bool = False
     exits: bool = False
     release: str = ""  # of the user half, where the caller knows it already
@@ -53,7 +57,7 @@ def load(text: str) -> Plan:
     return Plan(Config(**config, disks=disks), **fields)
 
 
-def make_plan(args: argparse.Namespace, disks: tuple[Disk, ...]) -> Plan:
+def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
     """What `args` ask for, with every image found, fetched and unpacked. Raises CannotRun."""
     if args.image and args.kernel:
         raise CannotRun("the kernel is named twice", hint=f"{args.image!r} and --kernel {args.kernel!r}")
@@ -150,10 +154,11 @@ def is_elf(path: str) -> bool:
 
 def command_line(plan: Plan, own_init: bool) -> str:
     """The guest kernel's command line. `quiet` comes first: what is said before it is read would be an exit a byte."""
-    words = ["nokaslr"] if plan.verbose else ["quiet", "loglevel=3", "nokaslr"]
+    words = ["nokaslr"] if plan.verbose > 1 else ["quiet", "loglevel=3", "nokaslr"]
     if plan.config.console == "virtio":
-        # The early console tells of a panic before the drivers are loaded, which are modules in most kernels.
-        words += ["earlyprintk=ttyS0", "console=hvc0"]
+        # hvc0's driver is a module in most kernels. Until it is loaded the serial port shows a panic, or, with all
+        # messages, the early console, which ends when hvc0 begins: a byte there is an exit.
+        words += ["earlyprintk=ttyS0" if plan.verbose > 1 else "console=ttyS0", "console=hvc0"]
     elif plan.config.console == "serial":
         words.append("console=ttyS0")
     words.append("panic=-1")

@@ -13,10 +13,12 @@ status: CMD's own (0-119); 120 panic, 121 hang, 122 KVM error, 123 VMM error, 12
 
 from __future__ import annotations
 
-import argparse
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterator
+    from typing import Any
+
     from unikvm.machine.config import Disk
 
 USAGE = "unikvm run [OPTION...] [KERNEL] [-- CMD...]"
@@ -25,48 +27,109 @@ CONSOLES = ("virtio", "serial", "none")
 TRANSPORTS = ("pci", "mmio")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("image", nargs="?", metavar="KERNEL", help="the same as --kernel")
-    add(
-        "-k",
-        "--kernel",
-        metavar="KERNEL",
-        help="path, .deb, build tree or Debian package (default: Debian's cloud kernel)",
-    )
-    add("-i", "--initrd", metavar="FILE", help="initramfs (default: a small one with busybox)")
-    add("-p", "--append", default="", metavar="ARGS", help="more for the kernel's command line")
-    add("-m", "--mem", default="256M", metavar="SIZE", help="memory, 512M or 2G (default: 256M)")
-    add("-c", "--cpus", type=int, default=1, metavar="N", help="vCPUs, 1 to 8 (default: 1)")
-    add("-d", "--disk", action="append", default=[], metavar="FILE", help="raw image, FILE[,ro][,serial=S]; repeatable")
-    add("--console", choices=CONSOLES, metavar="KIND", help="virtio, serial or none (default: virtio; payload: serial)")
-    add(
-        "--transport",
-        choices=TRANSPORTS,
-        default="pci",
-        metavar="BUS",
-        help="of virtio devices: pci or mmio (default: pci)",
-    )
-    add("-n", "--name", default="unikvm", metavar="NAME", help="the guest's host name")
-    add(
-        "--host",
-        choices=HOSTS,
-        default="auto",
-        metavar="WHERE",
-        help="auto, local (this machine) or vm (default: auto)",
-    )
-    add("--host-kernel", metavar="SPEC", help="kernel of the host VM (default: Debian's)")
-    add("--share", action="append", default=[], metavar="DIR", help="directory that a host VM may write to; repeatable")
-    add("--timeout", type=float, metavar="S", help="end the guest after S seconds, status 124")
-    add("--watchdog", type=float, default=0.0, metavar="S", help="with CMD: S seconds without life are a hang")
-    add("--result", metavar="FILE", help="write the outcome as JSON")
-    add("--exits", action="store_true", help="at the end, the kernel half's account of exits, on stderr")
-    add("--testdev", action="store_true", help="QEMU's pc-testdev, for kvm-unit-tests")
-    add("--no-kernel-half", action="store_true", help="leave the kernel half alone")
-    add("--allow-mismatch", action="store_true", help="go on when the halves are of different commits")
-    add("-v", "--verbose", action="store_true", help="kernel messages, and the seconds of each phase")
-    add("-q", "--quiet", action="store_true", help="no progress, no last line")
-    add("--prepared", help=argparse.SUPPRESS)  # a plan that the front end of a host VM made
+# Each option once: names, metavar, default, kind (str, int, float, list, bool, count), help.
+OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
+    ("-k --kernel", "KERNEL", None, "str", "path, .deb, build tree or Debian package (default: Debian's cloud kernel)"),
+    ("-i --initrd", "FILE", None, "str", "initramfs (default: a small one with busybox)"),
+    ("-p --append", "ARGS", "", "str", "more for the kernel's command line"),
+    ("-m --mem", "SIZE", "256M", "str", "memory, 512M or 2G (default: 256M)"),
+    ("-c --cpus", "N", 1, "int", "vCPUs, 1 to 8 (default: 1)"),
+    ("-d --disk", "FILE", None, "list", "raw image, FILE[,ro][,serial=S]; repeatable"),
+    ("--console", "KIND", None, "str", "virtio, serial or none (default: virtio; of a payload: serial)"),
+    ("--transport", "BUS", "pci", "str", "of virtio devices: pci or mmio (default: pci)"),
+    ("-n --name", "NAME", "unikvm", "str", "the guest's host name"),
+    ("--host", "WHERE", "auto", "str", "auto, local (this machine) or vm (default: auto)"),
+    ("--host-kernel", "SPEC", None, "str", "kernel of the host VM (default: Debian's)"),
+    ("--share", "DIR", None, "list", "directory that a host VM may write to; repeatable"),
+    ("--timeout", "S", None, "float", "end the guest after S seconds, status 124"),
+    ("--watchdog", "S", 0.0, "float", "with CMD: S seconds without life are a hang, status 121"),
+    ("--result", "FILE", None, "str", "write the outcome as JSON"),
+    ("--exits", "", False, "bool", "at the end, the kernel half's account of exits, on stderr"),
+    ("--testdev", "", False, "bool", "QEMU's pc-testdev, for kvm-unit-tests"),
+    ("--no-kernel-half", "", False, "bool", "leave the kernel half alone"),
+    ("--allow-mismatch", "", False, "bool", "go on when the halves are of different commits"),
+    ("-v --verbose", "", 0, "count", "the seconds of each phase; twice: kernel messages too"),
+    ("-q --quiet", "", False, "bool", "no progress, no last line"),
+    ("--prepared", "PLAN", None, "str", ""),  # what the front end of a host VM made
+)
+CHOICES = {"console": CONSOLES, "transport": TRANSPORTS, "host": HOSTS}
+
+
+class Options:
+    """What was asked for, by destination name, as argparse's namespace."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+def destination(names: str) -> str:
+    return names.split()[-1].lstrip("-").replace("-", "_")
+
+
+def quick_parse(argv: list[str]) -> Options | None:
+    """The options of a plain command line; None where argparse has to look (help, mistakes, rare forms).
+
+    argparse and what it imports take as long as a payload's whole run.
+    """
+    by_name = {name: option for option in OPTIONS for name in option[0].split()}
+    values: dict[str, Any] = {"image": None}
+    for names, _, default, kind, _ in OPTIONS:
+        values[destination(names)] = [] if kind == "list" else default
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            if values["image"] is not None:
+                return None
+            values["image"] = word
+            continue
+        option = by_name.get(word)
+        if option is None or not _take(values, destination(option[0]), option[3], words):
+            return None
+    return Options(**values)
+
+
+def _take(values: dict[str, Any], name: str, kind: str, words: Iterator[str]) -> bool:
+    """Put one option into `values`; False where its value is missing or wrong."""
+    if kind == "bool":
+        values[name] = True
+        return True
+    if kind == "count":
+        values[name] += 1
+        return True
+    word = next(words, "-")
+    if word.startswith("-") or (name in CHOICES and word not in CHOICES[name]):
+        return False
+    try:
+        value = int(word) if kind == "int" else float(word) if kind == "float" else word
+    except ValueError:
+        return False
+    if kind == "list":
+        values[name].append(value)
+    else:
+        values[name] = value
+    return True
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("image", nargs="?", metavar="KERNEL", help="the same as --kernel")
+    kinds: dict[str, dict[str, Any]] = {
+        "str": {},
+        "int": {"type": int},
+        "float": {"type": float},
+        "list": {"action": "append"},
+        "bool": {"action": "store_true"},
+        "count": {"action": "count"},
+    }
+    for names, metavar, default, kind, text in OPTIONS:
+        keywords = {**kinds[kind], "default": [] if kind == "list" else default, "help": text or "==SUPPRESS=="}
+        if metavar:
+            keywords["metavar"] = metavar
+        if destination(names) in CHOICES:
+            keywords["choices"] = CHOICES[destination(names)]
+        parser.add_argument(*names.split(), **keywords)
 
 
 def parse_disk(text: str) -> Disk:
@@ -86,7 +149,7 @@ def parse_disk(text: str) -> Disk:
     return Disk(path, readonly, serial)
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: Options | Namespace) -> int:
     from unikvm.cli.plan import choose_host, load, make_plan
 
     if args.prepared:

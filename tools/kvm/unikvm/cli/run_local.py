@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
 
 from unikvm.cli.outcome import Phases, finish
 from unikvm.cli.plan import Plan
@@ -15,6 +13,8 @@ from unikvm.machine.machine import Machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unikvm.machine.agent import Agent
     from unikvm.virtio.console import Console
     from unikvm.virtio.device import VirtioDevice
@@ -34,7 +34,7 @@ def run(plan: Plan) -> int:
         with Machine(plan.config, output=guest.print, devices=guest.devices) as machine:
             phases.begin("running")
             guest.connect(machine)
-            with raw_mode() if plan.tty else nullcontext():
+            with raw_mode(0 if plan.tty else -1):
                 event = guest.run(machine)
             if plan.exits:
                 show_exits(machine)
@@ -65,6 +65,7 @@ class _Guest:
         self._console: Console | None = None
         self._post: Callable[[Event], None] = lambda _event: None
         self._leave: Callable[[], None] = lambda: None
+        self._on_virtio = False
         self._typing = not plan.command or plan.tty
         self._escape = EscapeFilter(lambda: self._leave(), lambda text: os.write(1, text))
         self._output_fd = 2 if plan.command and not plan.tty else 1
@@ -96,6 +97,7 @@ class _Guest:
                 source=0 if self._typing else None,
                 sink=self._output_fd,
                 tap=lambda data: self._panics(data),
+                on_guest_open=self._console_open,
                 transform=self._escape.feed if plan.tty else None,
                 on_source_end=lambda _total: self._end_of_input(),
             )
@@ -104,7 +106,9 @@ class _Guest:
         return (self._console, Rng())
 
     def print(self, data: bytes) -> None:
-        """What the serial port sends."""
+        """What the serial port sends; nothing while the guest's console, which says the same, is the virtio one."""
+        if self._on_virtio:
+            return
         view = memoryview(data)
         while view:
             view = view[os.write(self._output_fd, view) :]
@@ -144,6 +148,9 @@ class _Guest:
         if self._plan.command and isinstance(event, Reset):
             return Panic(f"{event.detail} before the command ended")
         return event
+
+    def _console_open(self, is_open: bool) -> None:
+        self._on_virtio = is_open
 
     def _ended(self, event: Event) -> None:
         """The agent's word. What the command wrote to a disk may still be in the guest's memory: power off first."""

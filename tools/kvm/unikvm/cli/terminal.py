@@ -5,49 +5,56 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
 import termios
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+
+from unikvm.lean import SIGHUP, SIGTERM, SIGWINCH, signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 ESCAPE = 0x01  # Ctrl-A, as QEMU's
-HELP = b"\r\nCtrl-A h  this help\r\nCtrl-A x  leave: end the guest\r\nCtrl-A a  send Ctrl-A to the guest\r\n"
+HELP = b"\r\nCtrl-A h  this help\r\nCtrl-A x  leave: end the guest\r\nCtrl-A a  send Ctrl-A\r\n"
 
 
-@contextmanager
-def raw_mode(fd: int = 0) -> Iterator[None]:
-    """Put the terminal `fd` into raw mode; restore it at the end, at interpreter exit and on fatal signals."""
-    if not os.isatty(fd):
-        yield
-        return
-    saved = termios.tcgetattr(fd)
-    raw = termios.tcgetattr(fd)
-    raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
-    raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-    raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+class raw_mode:
+    """Put the terminal `fd` (-1: none) into raw mode; restore it at the end, however that comes."""
 
-    def restore() -> None:
-        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+    def __init__(self, fd: int = 0) -> None:
+        self._fd = fd
+        self._saved: list[Any] = []
 
-    atexit.register(restore)
-    termios.tcsetattr(fd, termios.TCSADRAIN, raw)
-    try:
-        yield
-    finally:
-        restore()
-        atexit.unregister(restore)
+    def __enter__(self) -> None:
+        if self._fd < 0 or not os.isatty(self._fd):
+            return
+        self._saved = termios.tcgetattr(self._fd)
+        raw = termios.tcgetattr(self._fd)
+        raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+        raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+        atexit.register(self._restore)
+        termios.tcsetattr(self._fd, termios.TCSADRAIN, raw)
+
+    def __exit__(self, *_error: object) -> None:
+        self._restore()
+        atexit.unregister(self._restore)
+
+    def _restore(self) -> None:
+        if self._saved:
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+            self._saved = []
 
 
 def end_on_signals() -> None:
     """Make SIGTERM and SIGHUP end the process as Ctrl-C does, through every `finally`."""
 
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+    def leave(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, leave)
+    for number in (SIGTERM, SIGHUP):
+        signal(number, leave)
 
 
 class EscapeFilter:
@@ -95,7 +102,7 @@ def window_size(fd: int = 1) -> tuple[int, int]:
 
 def on_resize(callback: Callable[[int, int], None]) -> None:
     """Call `callback(columns, rows)` whenever the terminal's window changes its size."""
-    signal.signal(signal.SIGWINCH, lambda _number, _frame: callback(*window_size()))
+    signal(SIGWINCH, lambda _number, _frame: callback(*window_size()))
 
 
 def say(line: str) -> None:

@@ -7,9 +7,11 @@ access instead of two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from unikvm.pci import PciBus, PciFunction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONFIG_PORTS = 0xCF8  # CONFIG_ADDRESS (4 bytes) and CONFIG_DATA (4 bytes), PCI 3.0 §3.2.2.3.2
 CONFIG_PORTS_LENGTH = 8

@@ -7,13 +7,15 @@ command gets the console instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
 from unikvm import wire
 from unikvm.errors import CANNOT_RUN, UnikvmError
 from unikvm.machine.events import CommandExit, Event, Hang, VmmFailure
 from unikvm.sys.eventloop import EventLoop
 from unikvm.virtio.port import Port
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Agent:

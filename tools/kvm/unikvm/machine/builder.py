@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from unikvm.arch.x86_64 import cpuid, layout, msr, state
 from unikvm.boot import loader
@@ -23,6 +22,8 @@ from unikvm.units import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unikvm.devices.acpipm import AcpiPm
     from unikvm.devices.serial import Serial
     from unikvm.machine.config import Config
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from unikvm.sys.companion import Companion
     from unikvm.virtio.device import VirtioDevice
 
-Post = Callable[["Event"], None]
+    Post = Callable[["Event"], None]
 
 
 class Parts(State):

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from types import TracebackType
 
+from unikvm.lean import Empty, SimpleQueue
 from unikvm.machine.builder import Parts, build
 from unikvm.machine.config import Config
 from unikvm.machine.events import Event, Stopped, Timeout
@@ -17,7 +16,11 @@ from unikvm.units import parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unikvm.virtio.device import VirtioDevice
+
+    Handler = Callable[["Access"], int | None]
 
 
 class Access(Record):
@@ -27,9 +30,6 @@ class Access(Record):
     size: int
     is_write: bool
     value: int
-
-
-Handler = Callable[[Access], int | None]
 
 
 class _Hook:

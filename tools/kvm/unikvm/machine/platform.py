@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from unikvm.arch.x86_64 import acpi, layout
 from unikvm.devices.acpipm import AcpiPm
 from unikvm.devices.debugexit import DebugExit as DebugExitPort
@@ -16,6 +14,8 @@ from unikvm.machine.events import DebugExit, Event, Panic, PowerOff, Reset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unikvm.bus import BusDevice
     from unikvm.machine.builder import Parts
     from unikvm.virtio.device import VirtioDevice

@@ -7,19 +7,21 @@ issues ioctls on its vCPU; others ask through `call`.
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections import deque
-from collections.abc import Callable
 from struct import Struct
 
 from unikvm.bus import Bus
 from unikvm.errors import KvmError, UnikvmError
+from unikvm.lean import SIG_DFL, SIG_IGN, SIGUSR1, deque, getsignal, pthread_kill, signal
 from unikvm.machine.events import Event, KvmFailure, TripleFault, VmmFailure
 from unikvm.sys.kvm import Vcpu, run
 from unikvm.uapi import kvm as uapi
 
-KICK_SIGNAL = signal.SIGUSR1
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KICK_SIGNAL = SIGUSR1
 
 _IO = Struct("<BBHIQ")  # direction, size, port, count, data_offset of kvm_run.io
 _IO_AT = uapi.KVM_RUN_IO_OFFSET
@@ -27,16 +29,30 @@ _MMIO_AT = uapi.KVM_RUN_MMIO_OFFSET
 _MMIO = Struct("<Q8sIB")  # phys_addr, data, len, is_write of kvm_run.mmio
 _MMIO_DATA = _MMIO_AT + 8
 _REASON_AT = uapi.KVM_RUN_EXIT_REASON_OFFSET
+_EXIT_IO = uapi.KVM_EXIT_IO
+_EXIT_MMIO = uapi.KVM_EXIT_MMIO
 _IMMEDIATE_EXIT_AT = uapi.KVM_RUN_IMMEDIATE_EXIT_OFFSET
 
 
 def install_kick_handler() -> None:
     """Let the kick signal interrupt KVM_RUN. Python allows that on the process's main thread only."""
-    if signal.getsignal(KICK_SIGNAL) in (signal.SIG_DFL, signal.SIG_IGN, None):
+    if getsignal(KICK_SIGNAL) in (SIG_DFL, SIG_IGN, None):
         try:
-            signal.signal(KICK_SIGNAL, lambda _number, _frame: None)
+            signal(KICK_SIGNAL, lambda _number, _frame: None)
         except ValueError:
             raise UnikvmError("the first Machine of a process must be made on its main thread") from None
+
+
+class _Nothing:
+    """Where no device is: all ones, and what is written is lost."""
+
+    def read(self, _offset: int, size: int) -> int:
+        return (1 << (8 * size)) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None: ...
+
+
+_UNCLAIMED = (0, 0, _Nothing())
 
 
 class VcpuThread:
@@ -73,7 +89,7 @@ class VcpuThread:
         """Make KVM_RUN return soon. Setting immediate_exit first closes the race with an entry under way."""
         self.vcpu.run_page[_IMMEDIATE_EXIT_AT] = 1
         if self._thread.is_alive() and self._thread.ident is not None:
-            signal.pthread_kill(self._thread.ident, KICK_SIGNAL)
+            pthread_kill(self._thread.ident, KICK_SIGNAL)
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` on the vCPU's thread, outside the guest; returns at once."""
@@ -92,6 +108,9 @@ class VcpuThread:
         fd = self.vcpu.fd
         page = self.vcpu.run_page
         reason = page[_REASON_AT : _REASON_AT + 4].cast("I")
+        pio_of, unpack = self._pio.find, _IO.unpack_from
+        # KVM aligns the data of an access to its size, so one of these reads or writes it as one element.
+        elements = {1: page, 2: page.cast("H"), 4: page.cast("I")}
         while not self._stopping:
             if not run(fd):
                 page[_IMMEDIATE_EXIT_AT] = 0
@@ -99,24 +118,22 @@ class VcpuThread:
                     self._calls.popleft()()
                 continue
             why = reason[0]
-            if why == uapi.KVM_EXIT_IO:
-                self._serve_pio(page)
-            elif why == uapi.KVM_EXIT_MMIO:
+            if why == _EXIT_IO:
+                direction, size, port, count, at = unpack(page, _IO_AT)
+                entry = pio_of(port)
+                if entry is None:
+                    entry = _UNCLAIMED
+                view = elements[size]
+                first = at // size
+                for index in range(first, first + count):  # more than one: a string instruction
+                    if direction:  # KVM_EXIT_IO_OUT
+                        entry[2].write(port - entry[0], size, view[index])
+                    else:
+                        view[index] = entry[2].read(port - entry[0], size)
+            elif why == _EXIT_MMIO:
                 self._serve_mmio(page)
             elif not self._serve_rare(why):
                 return
-
-    def _serve_pio(self, page: memoryview) -> None:
-        direction, size, port, count, start = _IO.unpack_from(page, _IO_AT)
-        entry = self._pio.find(port)
-        for at in range(start, start + size * count, size):
-            if direction == uapi.KVM_EXIT_IO_OUT:
-                if entry is not None:
-                    entry[2].write(port - entry[0], size, int.from_bytes(page[at : at + size], "little"))
-            elif entry is None:
-                page[at : at + size] = b"\xff" * size
-            else:
-                page[at : at + size] = entry[2].read(port - entry[0], size).to_bytes(size, "little")
 
     def _serve_mmio(self, page: memoryview) -> None:
         address, data, size, is_write = _MMIO.unpack_from(page, _MMIO_AT)

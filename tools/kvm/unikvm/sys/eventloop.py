@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import select
 import time
-from collections import deque
-from collections.abc import Callable
 from heapq import heappop, heappush
 
+from unikvm.lean import deque
 from unikvm.sys.eventfd import EventFd
 
-Callback = Callable[[], object]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Callback = Callable[[], object]
 
 
 class Timer:

@@ -12,19 +12,18 @@ import fcntl
 import mmap
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
 
 from unikvm.errors import CannotRun, KvmError
 from unikvm.uapi import kvm as uapi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TypeVar
 
     S = TypeVar("S", bound=ctypes.Structure)
 
+_libc = ctypes.CDLL(None, use_errno=True)
 CPUID_ENTRY_SIZE = ctypes.sizeof(uapi.kvm_cpuid_entry2)
 MAX_CPUID_ENTRIES = 256
 
@@ -43,7 +42,7 @@ def _ioctl(fd: int, name: str, argument: int | bytearray | ctypes.Structure | No
 
 def _ioctl_address(fd: int, name: str, address: int) -> int:
     """As `_ioctl` for a full unsigned long, which fcntl.ioctl would cut to a signed int."""
-    result: int = _libc().ioctl(fd, ctypes.c_ulong(getattr(uapi, name)), ctypes.c_ulong(address))
+    result: int = _libc.ioctl(fd, ctypes.c_ulong(getattr(uapi, name)), ctypes.c_ulong(address))
     if result < 0:
         raise KvmError(f"{name}({address:#x}) failed: {os.strerror(ctypes.get_errno())}")
     return result
@@ -218,8 +217,10 @@ class Vcpu:
     def close(self) -> None:
         """Release the descriptor; the mapping, and with it the VM, goes with the last view of the run page."""
         self.run_page.release()
-        with suppress(BufferError):
+        try:
             self.run_map.close()
+        except BufferError:
+            pass
         os.close(self.fd)
 
 
@@ -232,14 +233,9 @@ def _run_by_fcntl(fd: int) -> bool:
 
 
 def _run_by_ctypes(fd: int) -> bool:
-    if _libc().ioctl(fd, uapi.KVM_RUN, 0) < 0:
+    if _libc.ioctl(fd, uapi.KVM_RUN, 0) < 0:
         return _interrupted(ctypes.get_errno())
     return True
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def _interrupted(number: int | None) -> bool:

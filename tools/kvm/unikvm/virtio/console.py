@@ -7,12 +7,10 @@ device: queues, the control protocol, the window's size.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from unikvm.errors import GuestFault
+from unikvm.lean import deque
 from unikvm.uapi.virtio import (
     VIRTIO_CONSOLE_CONSOLE_PORT,
     VIRTIO_CONSOLE_DEVICE_READY,
@@ -29,7 +27,10 @@ from unikvm.virtio.device import VirtioDevice
 from unikvm.virtio.port import Port
 from unikvm.virtio.queue import Queue
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unikvm.memory import GuestMemory
     from unikvm.sys.eventloop import EventLoop
     from unikvm.virtio.device import Transport

@@ -11,9 +11,7 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import RLock
-from typing import TYPE_CHECKING, Protocol
 
 from unikvm.errors import GuestFault, UnikvmError
 from unikvm.sys.eventfd import EventFd
@@ -30,10 +28,29 @@ from unikvm.uapi.virtio import (
 )
 from unikvm.virtio.queue import Queue
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
     from unikvm.memory import GuestMemory
     from unikvm.sys.eventloop import EventLoop
     from unikvm.virtio.state import ConsoleState, VirtioState
+
+    class Transport(Protocol):
+        """How a device reaches its driver."""
+
+        def queue_interrupt(self, index: int) -> Callable[[], None]:
+            """The function that sends queue `index`'s used buffer notification (§2.9).
+
+            Callable from any thread.
+            """
+            ...
+
+        def config_interrupt(self) -> None:
+            """Send a configuration change notification (§2.3)."""
+            ...
+
 
 # What a driver may write into the status register; NEEDS_RESET is the device's.
 _DRIVER_STATUS = (
@@ -44,21 +61,6 @@ _DRIVER_STATUS = (
     | VIRTIO_CONFIG_S_FAILED
 )
 _COMMON_FEATURES = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
-
-
-class Transport(Protocol):
-    """How a device reaches its driver."""
-
-    def queue_interrupt(self, index: int) -> Callable[[], None]:
-        """The function that sends queue `index`'s used buffer notification (§2.9).
-
-        Callable from any thread.
-        """
-        ...
-
-    def config_interrupt(self) -> None:
-        """Send a configuration change notification (§2.3)."""
-        ...
 
 
 class VirtioDevice:

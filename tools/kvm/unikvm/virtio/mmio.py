@@ -7,9 +7,6 @@ process (status read, acknowledge), which is why PCI is the default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
-
 from unikvm.regs import Reg, RegisterBlock
 from unikvm.uapi.virtio import (
     VIRTIO_MMIO_CONFIG,
@@ -38,27 +35,32 @@ from unikvm.uapi.virtio import (
     VIRTIO_MMIO_VENDOR_ID,
     VIRTIO_MMIO_VERSION,
 )
-from unikvm.virtio.transport import AVAIL, DESC, USED, Ioeventfd, TransportRegisters, area_registers
+from unikvm.virtio.transport import AVAIL, DESC, USED, TransportRegisters, area_registers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
     from unikvm.bus import Bus
     from unikvm.memory import GuestMemory
     from unikvm.sys.eventloop import EventLoop
     from unikvm.virtio.device import VirtioDevice
     from unikvm.virtio.state import MmioState
+    from unikvm.virtio.transport import Ioeventfd
+
+    class Line(Protocol):
+        """What this needs of `irq.IrqLine`."""
+
+        def set(self, level: bool) -> None: ...
+
+        def pulse(self) -> None: ...
+
 
 LENGTH = 0x1000  # bytes of address space
 MAGIC = 0x7472_6976  # "virt"
 VERSION = 2
 VENDOR = 0x4D56_4B55  # "UKVM"
-
-
-class Line(Protocol):
-    """What this needs of `irq.IrqLine`."""
-
-    def set(self, level: bool) -> None: ...
-
-    def pulse(self) -> None: ...
 
 
 class VirtioMmio(TransportRegisters):

@@ -8,12 +8,10 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
 
 from unikvm.errors import UnikvmError
-from unikvm.msix import Msix, Vector
+from unikvm.msix import Msix
 from unikvm.pci import PciFunction
 from unikvm.regs import Reg, RegisterBlock
 from unikvm.uapi.virtio import (
@@ -44,13 +42,25 @@ from unikvm.uapi.virtio import (
     VIRTIO_PCI_COMMON_STATUS,
     VIRTIO_PCI_ISR_CONFIG,
 )
-from unikvm.virtio.transport import AVAIL, DESC, USED, Ioeventfd, TransportRegisters, area_registers
+from unikvm.virtio.transport import AVAIL, DESC, USED, TransportRegisters, area_registers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
     from unikvm.memory import GuestMemory
+    from unikvm.msix import Vector
     from unikvm.sys.eventloop import EventLoop
     from unikvm.virtio.device import VirtioDevice
     from unikvm.virtio.state import PciState
+    from unikvm.virtio.transport import Ioeventfd
+
+    class VectorSource(Protocol):
+        """What this needs of `irq.IrqController`."""
+
+        def msi(self) -> Vector: ...
+
 
 VENDOR = 0x1AF4
 FIRST_DEVICE = 0x1040  # a modern device's ID is this plus its virtio device ID (§4.1.2.1)
@@ -68,12 +78,6 @@ _ISR_QUEUE = 1
 _CAP = Struct("<BBBB2xII")  # struct virtio_pci_cap from cap_len on: cap_len, cfg_type, bar, id, offset, length
 PCI_CAP_ID_VENDOR = 0x09
 _CFG_DATA = 16  # pci_cfg_data in struct virtio_pci_cfg_cap
-
-
-class VectorSource(Protocol):
-    """What this needs of `irq.IrqController`."""
-
-    def msi(self) -> Vector: ...
 
 
 class VirtioPci(PciFunction, TransportRegisters):

@@ -12,34 +12,35 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
 
+from unikvm.lean import deque
 from unikvm.virtio.queue import Chain, Queue
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
     from unikvm.sys.eventloop import EventLoop
     from unikvm.virtio.state import PortState
 
-Sink = Callable[[bytes], object]
+    class Host(Protocol):
+        """What a port needs of its device."""
+
+        def serve(self, function: Callable[[], None]) -> None:
+            """Run a back end's callback under the lock, with the guest's faults contained."""
+            ...
+
+        def port_open(self, number: int, is_open: bool) -> None:
+            """Tell the driver whether the host's side of port `number` is open."""
+            ...
+
+    Sink = Callable[[bytes], object]
+
 
 BATCH = 16  # receive chains filled by one readv; Linux gives a page with each
 READ_SIZE = BATCH * 4096  # bytes read at once where they cannot go straight into guest memory
 _PTMX = os.makedev(5, 2)
-
-
-class Host(Protocol):
-    """What a port needs of its device."""
-
-    def serve(self, function: Callable[[], None]) -> None:
-        """Run a back end's callback under the lock, with the guest's faults contained."""
-        ...
-
-    def port_open(self, number: int, is_open: bool) -> None:
-        """Tell the driver whether the host's side of port `number` is open."""
-        ...
 
 
 class Watch:
@@ -69,8 +70,6 @@ class Watch:
                     self._loop.add(self._fd, self._callback)
                 return
             except PermissionError:
-                with suppress(OSError):
-                    self._loop.remove(self._fd)
                 self._pollable = False
         self._loop.call_soon(self._soon)
 
@@ -449,9 +448,11 @@ def _open_sink(fd: int) -> tuple[int, bool]:
         return os.dup(fd), False  # never blocks, and a new open file would have a position of its own
     fresh = stat.S_ISFIFO(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev != _PTMX)
     if fresh:
-        with suppress(OSError):
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
             return os.open(f"/proc/self/fd/{fd}", flags), False
+        except OSError:
+            pass
     own = os.dup(fd)
     blocking = os.get_blocking(own)
     os.set_blocking(own, False)

@@ -9,10 +9,8 @@ A queue belongs to the `io` thread once it is started; `start` and `stop` run un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from struct import Struct
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from unikvm.errors import GuestFault
 from unikvm.uapi.virtio import (
@@ -24,7 +22,10 @@ from unikvm.uapi.virtio import (
     VRING_DESC_F_WRITE,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from unikvm.memory import GuestMemory
     from unikvm.virtio.state import QueueState
 

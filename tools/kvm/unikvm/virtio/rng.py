@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from unikvm.uapi.virtio import VIRTIO_ID_RNG
 from unikvm.virtio.device import VirtioDevice
 from unikvm.virtio.queue import Queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_FILL = 64 << 10  # bytes a request: a driver asks for a few dozen, a hostile one for gigabytes
 

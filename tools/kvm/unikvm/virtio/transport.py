@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from unikvm.regs import Reg
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unikvm.virtio.device import VirtioDevice
     from unikvm.virtio.queue import Queue
 
+    Ioeventfd = Callable[[int, int, int, "int | None"], None]
+
+
 # add/remove an ioeventfd: address, length in bytes (0: any), eventfd, datamatch
-Ioeventfd = Callable[[int, int, int, "int | None"], None]
 
 DESC, AVAIL, USED = range(3)  # a queue's areas (§2.7), as `Queue.areas` numbers them
 
