@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 class Bus:
     """Maps addresses to devices. Reads are lock-free: the tables are replaced, never changed in place."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, ports: bool = False) -> None:
+        """`ports`: a space of 64 Ki addresses; every claimed one is in `by_address`, for the vCPUs' hot path."""
         self.name = name
+        self.by_address: dict[int, tuple[int, int, BusDevice]] = {}
+        self._ports = ports
         self._starts: list[int] = []
         self._ranges: list[tuple[int, int, BusDevice]] = []
 
@@ -55,6 +58,12 @@ class Bus:
         # A reader that takes the new ranges with the old starts still compares against both ends of what it found.
         self._ranges = ranges
         self._starts = [entry[0] for entry in ranges]
+        if self._ports:
+            claimed = {address: entry for entry in ranges for address in range(entry[0], entry[1])}
+            # Changed in place: the vCPUs hold this dictionary.
+            for address in self.by_address.keys() - claimed.keys():
+                del self.by_address[address]
+            self.by_address.update(claimed)
 
     def find(self, address: int) -> tuple[int, int, BusDevice] | None:
         """The (start, end, device) that claims `address`, or None."""

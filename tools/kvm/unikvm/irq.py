@@ -6,9 +6,8 @@ Lock order: `IrqController._lock` is a leaf; it protects the routing table and t
 
 from __future__ import annotations
 
-import threading
-
 from unikvm.errors import UnikvmError
+from unikvm.lean import Lock
 from unikvm.sys.eventfd import EventFd
 from unikvm.sys.kvm import Vm
 from unikvm.uapi import kvm as uapi
@@ -84,7 +83,7 @@ class IrqController:
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._vectors: dict[int, MsiVector] = {}
 
     def line(self, gsi: int) -> IrqLine:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Parts of the standard library by the C modules they come from.
 
-`collections`, `queue` and `signal` bring `enum`, `functools`, `types` and more along: a tenth of a payload's run.
+`collections`, `queue`, `signal` and `threading` bring `enum`, `functools`, `types` and more along: a tenth of a
+payload's run.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ if TYPE_CHECKING:
     from collections import deque
     from queue import Empty, SimpleQueue
     from signal import SIG_DFL, SIG_IGN, SIGHUP, SIGTERM, SIGUSR1, SIGWINCH, getsignal, pthread_kill, signal
+    from threading import Lock, RLock
 else:
     from _collections import deque
     from _queue import Empty, SimpleQueue
     from _signal import SIG_DFL, SIG_IGN, SIGHUP, SIGTERM, SIGUSR1, SIGWINCH, getsignal, pthread_kill, signal
+    from _thread import RLock
+    from _thread import allocate_lock as Lock
 
 __all__ = [
     "SIGHUP",
@@ -24,6 +28,8 @@ __all__ = [
     "SIG_DFL",
     "SIG_IGN",
     "Empty",
+    "Lock",
+    "RLock",
     "SimpleQueue",
     "deque",
     "getsignal",

@@ -9,9 +9,8 @@ controller's.
 
 from __future__ import annotations
 
-from threading import Lock
-
 from unikvm.errors import UnikvmError
+from unikvm.lean import Lock
 from unikvm.pci import PciFunction
 
 TYPE_CHECKING = False

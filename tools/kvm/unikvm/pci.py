@@ -7,9 +7,8 @@ and where its BARs are mapped; it is taken before any device's lock.
 
 from __future__ import annotations
 
-from threading import RLock
-
 from unikvm.errors import UnikvmError
+from unikvm.lean import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

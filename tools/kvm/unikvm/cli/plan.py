@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
-BANNER = b"Linux version "
-
 
 class Plan(Record):
     """One run. `linux`: the guest is a Linux, not a payload; `tty`: stdin and stdout are a terminal."""
@@ -111,18 +109,23 @@ def _check(plan: Plan) -> None:
 
 def is_linux(path: str) -> bool:
     """Whether the file is a Linux kernel (bzImage, .deb or vmlinux) and not a payload."""
-    import mmap
-
     if path.endswith(".deb"):
         return True
     with open(path, "rb") as file:
         head = file.read(0x206)
-        if head[0x202:0x206] == b"HdrS":
-            return True
-        if head[:5] != b"\x7fELF\x02":  # no payload of a kernel developer's is ELF64 and says it is Linux
-            return False
-        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
-            return content.find(BANNER) >= 0
+    if not head.startswith(b"\x7fELF"):
+        return head[0x202:0x206] == b"HdrS"
+    from unikvm.boot import elf, pvh
+    from unikvm.boot.image import Image
+
+    image = Image.open(path)
+    try:
+        found = pvh.entry_point(image, elf.parse(image))
+    except CannotRun:
+        return False  # the loader says what is wrong with it
+    finally:
+        os.close(image.fd)
+    return found is not None and found[1]
 
 
 def _with_linux(plan: Plan, spec: str | None) -> Plan:

@@ -7,8 +7,7 @@ button asks it to.
 
 from __future__ import annotations
 
-import threading
-
+from unikvm.lean import Lock
 from unikvm.record import State
 
 TYPE_CHECKING = False
@@ -48,7 +47,7 @@ class AcpiPm:
     def __init__(self, sci: Line, on_sleep: Callable[[int], object]) -> None:
         self._sci = sci
         self._on_sleep = on_sleep
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._level = False
         self._state = AcpiPmState()
         self.event = _EventBlock(self)

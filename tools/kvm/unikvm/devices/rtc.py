@@ -8,9 +8,9 @@ consistent. Alarm and update interrupts work; the periodic one does not (Linux e
 
 from __future__ import annotations
 
-import threading
 import time
 
+from unikvm.lean import Lock
 from unikvm.record import State
 
 TYPE_CHECKING = False
@@ -70,7 +70,7 @@ class Rtc:
         self._irq = irq
         self._schedule = schedule
         self._now = now
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._index = 0
         self._offset = 0.0
         self._latched_at = 0.0

@@ -7,8 +7,7 @@ interrupt-driven write would wait for an interrupt that nobody raises until the 
 
 from __future__ import annotations
 
-import threading
-
+from unikvm.lean import Lock
 from unikvm.record import State
 
 TYPE_CHECKING = False
@@ -76,7 +75,7 @@ class Serial:
         self._irq = irq
         self._output = output
         self._on_room = on_room
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._level = False
         self._state = SerialState()
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import os
 
-from unikvm.arch.x86_64 import cpuid, layout, msr, state
-from unikvm.boot import loader
+from unikvm.arch.x86_64 import layout
 from unikvm.bus import Bus
 from unikvm.errors import CannotRun
 from unikvm.irq import IrqController
 from unikvm.machine.io import IoThread, SerialInput
 from unikvm.machine.panicwatch import PanicWatch
-from unikvm.machine.platform import Ending, add_platform, add_virtio
 from unikvm.machine.vcpu import VcpuThread, install_kick_handler
 from unikvm.memory import GuestMemory
 from unikvm.record import State
 from unikvm.sys.kvm import Kvm, Vm
+from unikvm.sys.thread import Later
 from unikvm.uapi import kvm as uapi
 from unikvm.units import format_size
 
@@ -24,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unikvm.boot.image import Entry
     from unikvm.devices.acpipm import AcpiPm
     from unikvm.devices.serial import Serial
     from unikvm.machine.config import Config
@@ -91,13 +91,19 @@ def _build(
 ) -> Parts:
     kvm = Kvm()
     closables.append(kvm.close)
+    # In creating a VM's interrupt controllers KVM waits for RCU, several times: enough for most of our own work.
+    making = Later(lambda: _create_vm(kvm), "kvm")
+    closables.append(lambda: _close_vm(making))
     memory = GuestMemory(layout.ram_layout(config.memory))
     closables.append(memory.close)
-    # The kernel first: most mistakes are in what the user named, and a bad image should cost nothing more.
+
+    from unikvm.boot import loader
+    from unikvm.machine.platform import Ending, add_platform, add_virtio
+
     entry = loader.load(config.kernel, memory, cmdline=config.cmdline, initrd=config.initrd, rsdp=layout.ACPI)
-    vm = kvm.create_vm()
-    closables.append(vm.close)
-    _map(vm, memory)
+    vm: Vm = making.result()
+    for slot, region in enumerate(memory.regions):
+        vm.set_user_memory_region(slot, region.gpa, region.size, region.hva)
     io = IoThread(post)
     closables.append(io.loop.close)
     parts = Parts(
@@ -108,7 +114,7 @@ def _build(
         memory=memory,
         io=io,
         irq=IrqController(vm),
-        pio=Bus("pio"),
+        pio=Bus("pio", ports=True),
         mmio=Bus("mmio"),
         panics=PanicWatch(),
         serial_input=SerialInput(io.loop),
@@ -138,13 +144,22 @@ def check_memory(size: int) -> None:
         )
 
 
-def _map(vm: Vm, memory: GuestMemory) -> None:
-    vm.set_tss_addr(layout.KVM_TSS)
-    vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
-    vm.create_irqchip()
-    vm.create_pit()
-    for slot, region in enumerate(memory.regions):
-        vm.set_user_memory_region(slot, region.gpa, region.size, region.hva)
+def _create_vm(kvm: Kvm) -> Vm:
+    vm = kvm.create_vm()
+    try:
+        vm.set_tss_addr(layout.KVM_TSS)
+        vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
+        vm.create_irqchip()
+        vm.create_pit()
+    except BaseException:
+        vm.close()
+        raise
+    return vm
+
+
+def _close_vm(making: Later) -> None:
+    if making.wait():
+        making.result().close()
 
 
 def _disks(config: Config) -> list[VirtioDevice]:
@@ -155,8 +170,10 @@ def _disks(config: Config) -> list[VirtioDevice]:
     return [Blk(disk.path, readonly=disk.readonly, serial=disk.serial) for disk in config.disks]
 
 
-def _create_vcpus(parts: Parts, entry: loader.Entry) -> None:
+def _create_vcpus(parts: Parts, entry: Entry) -> None:
     """vCPU 0 enters the kernel; the others wait for its INIT and SIPI."""
+    from unikvm.arch.x86_64 import cpuid, msr, state
+
     supported = parts.kvm.supported_cpuid()
     tsc_deadline = bool(parts.kvm.check_extension(uapi.KVM_CAP_TSC_DEADLINE_TIMER))
     cpus = parts.config.cpus

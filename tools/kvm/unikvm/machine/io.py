@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
-import threading
 
+from unikvm.lean import SimpleQueue
 from unikvm.machine.events import Event, VmmFailure
 from unikvm.sys.eventloop import EventLoop
+from unikvm.sys.thread import Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class IoThread:
     def __init__(self, post: Callable[[Event], None]) -> None:
         self.loop = EventLoop()
         self._post = post
-        self._thread = threading.Thread(target=self._main, name="io", daemon=True)
+        self._thread = Thread(self._main, "io")
 
     def start(self) -> None:
         self._thread.start()
@@ -30,7 +31,7 @@ class IoThread:
     def _main(self) -> None:
         try:
             # A guest spins while it waits for its console: a fair scheduler would starve this thread on one CPU.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), IO_NICE)
+            os.setpriority(os.PRIO_PROCESS, 0, IO_NICE)
         except OSError:
             pass  # it takes privileges, and is only faster
         try:
@@ -46,19 +47,19 @@ class IoThread:
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` on the io thread and wait for its end; at once when the thread does not run."""
-        if not self._thread.is_alive() or self._thread is threading.current_thread():
+        if not self._thread.alive or self._thread.is_current:
             function()
             return
-        done = threading.Event()
+        done: SimpleQueue[None] = SimpleQueue()
 
         def run() -> None:
             try:
                 function()
             finally:
-                done.set()
+                done.put(None)
 
         self.loop.call_soon(run)
-        done.wait()
+        done.get()
 
     def schedule(self, seconds: float, callback: Callable[[], object]) -> None:
         """Call back once after `seconds`, on the io thread. From any thread."""

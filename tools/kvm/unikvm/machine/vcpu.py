@@ -7,14 +7,14 @@ issues ioctls on its vCPU; others ask through `call`.
 
 from __future__ import annotations
 
-import threading
 from struct import Struct
 
 from unikvm.bus import Bus
 from unikvm.errors import KvmError, UnikvmError
 from unikvm.lean import SIG_DFL, SIG_IGN, SIGUSR1, deque, getsignal, pthread_kill, signal
 from unikvm.machine.events import Event, KvmFailure, TripleFault, VmmFailure
-from unikvm.sys.kvm import Vcpu, run
+from unikvm.sys.kvm import Vcpu, interrupted, run
+from unikvm.sys.thread import Thread
 from unikvm.uapi import kvm as uapi
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ class VcpuThread:
         self._post = post
         self._stopping = False
         self._calls: deque[Callable[[], None]] = deque()
-        self._thread = threading.Thread(target=self._main, name=f"vcpu/{vcpu.index}", daemon=True)
+        self._thread = Thread(self._main, f"vcpu/{vcpu.index}")
 
     def start(self) -> None:
         self._thread.start()
@@ -82,13 +82,12 @@ class VcpuThread:
         self.kick()
 
     def join(self) -> None:
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
 
     def kick(self) -> None:
         """Make KVM_RUN return soon. Setting immediate_exit first closes the race with an entry under way."""
         self.vcpu.run_page[_IMMEDIATE_EXIT_AT] = 1
-        if self._thread.is_alive() and self._thread.ident is not None:
+        if self._thread.alive and self._thread.ident is not None:
             pthread_kill(self._thread.ident, KICK_SIGNAL)
 
     def call(self, function: Callable[[], None]) -> None:
@@ -108,11 +107,14 @@ class VcpuThread:
         fd = self.vcpu.fd
         page = self.vcpu.run_page
         reason = page[_REASON_AT : _REASON_AT + 4].cast("I")
-        pio_of, unpack = self._pio.find, _IO.unpack_from
+        port_of, unpack, kvm_run = self._pio.by_address.get, _IO.unpack_from, uapi.KVM_RUN
         # KVM aligns the data of an access to its size, so one of these reads or writes it as one element.
         elements = {1: page, 2: page.cast("H"), 4: page.cast("I")}
         while not self._stopping:
-            if not run(fd):
+            try:
+                run(fd, kvm_run)
+            except OSError as error:
+                interrupted(error)
                 page[_IMMEDIATE_EXIT_AT] = 0
                 while self._calls:
                     self._calls.popleft()()
@@ -120,9 +122,7 @@ class VcpuThread:
             why = reason[0]
             if why == _EXIT_IO:
                 direction, size, port, count, at = unpack(page, _IO_AT)
-                entry = pio_of(port)
-                if entry is None:
-                    entry = _UNCLAIMED
+                entry = port_of(port, _UNCLAIMED)
                 view = elements[size]
                 first = at // size
                 for index in range(first, first + count):  # more than one: a string instruction

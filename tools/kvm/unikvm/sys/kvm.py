@@ -18,7 +18,7 @@ from unikvm.uapi import kvm as uapi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     S = TypeVar("S", bound=ctypes.Structure)
@@ -224,27 +224,19 @@ class Vcpu:
         os.close(self.fd)
 
 
-def _run_by_fcntl(fd: int) -> bool:
-    try:
-        fcntl.ioctl(fd, uapi.KVM_RUN)
-    except OSError as error:
-        return _interrupted(error.errno)
-    return True
+def _run_by_ctypes(fd: int, request: int) -> int:
+    if _libc.ioctl(fd, request, 0) < 0:
+        raise OSError(ctypes.get_errno(), "")
+    return 0
 
 
-def _run_by_ctypes(fd: int) -> bool:
-    if _libc.ioctl(fd, uapi.KVM_RUN, 0) < 0:
-        return _interrupted(ctypes.get_errno())
-    return True
+# `run(vcpu.fd, uapi.KVM_RUN)` enters the guest. It returns when there is an exit to serve, and raises OSError: what
+# `interrupted` says of it tells a kick from a failure. It is fcntl.ioctl itself, so that an exit costs no more than it
+# has to; from Python 3.14 on that retries EINTR: with immediate_exit set on a vCPU thread it would spin for ever.
+run: Callable[[int, int], int] = _run_by_ctypes if sys.version_info >= (3, 14) else fcntl.ioctl
 
 
-def _interrupted(number: int | None) -> bool:
-    """False for a kick; raises KvmError for everything else."""
-    if number in (errno.EINTR, errno.EAGAIN):
-        return False
-    raise KvmError(f"KVM_RUN failed: {os.strerror(number or 0)}")
-
-
-# From 3.14 on fcntl.ioctl retries EINTR: with immediate_exit set on a vCPU thread it would spin for ever.
-run = _run_by_ctypes if sys.version_info >= (3, 14) else _run_by_fcntl
-run.__doc__ = "Enter the guest. True when it came back with an exit to handle, False when a signal ended the run."
+def interrupted(error: OSError) -> None:
+    """Return when `run` was ended by a signal; raise KvmError when it failed."""
+    if error.errno not in (errno.EINTR, errno.EAGAIN):
+        raise KvmError(f"KVM_RUN failed: {os.strerror(error.errno or 0)}") from error

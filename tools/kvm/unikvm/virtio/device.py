@@ -11,9 +11,8 @@ loop.
 
 from __future__ import annotations
 
-from threading import RLock
-
 from unikvm.errors import GuestFault, UnikvmError
+from unikvm.lean import RLock
 from unikvm.sys.eventfd import EventFd
 from unikvm.uapi.virtio import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,

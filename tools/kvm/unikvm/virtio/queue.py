@@ -10,9 +10,9 @@ A queue belongs to the `io` thread once it is started; `start` and `stop` run un
 from __future__ import annotations
 
 from struct import Struct
-from threading import Lock
 
 from unikvm.errors import GuestFault
+from unikvm.lean import Lock
 from unikvm.uapi.virtio import (
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Threads with names that the system shows. They do not keep a process alive, as `threading`'s daemons.
+
+`threading` itself, with what it imports, would be a fifth of what a payload's run imports.
+"""
+
+from __future__ import annotations
+
+import _thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class Thread:
+    """Runs `target` once, from `start` on. `ident` is None before; `native_id` is the kernel's number."""
+
+    def __init__(self, target: Callable[[], None], name: str) -> None:
+        self._target = target
+        self._name = name
+        self._running = _thread.allocate_lock()
+        self.ident: int | None = None
+
+    def start(self) -> None:
+        self._running.acquire()
+        self.ident = _thread.start_new_thread(self._main, ())
+
+    def _main(self) -> None:
+        try:
+            with open(f"/proc/self/task/{_thread.get_native_id()}/comm", "wb") as comm:
+                comm.write(self._name.encode()[:15])
+        except OSError:
+            pass  # a /proc that is not there: the name is for people
+        try:
+            self._target()
+        finally:
+            self._running.release()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.ident is not None and self._running.locked()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is it."""
+        return self.ident == _thread.get_ident()
+
+    def join(self) -> None:
+        """Wait for its end; at once when it never began."""
+        if self.ident is not None:
+            with self._running:
+                pass
+
+
+class Later:
+    """The result of `function`, which runs on a thread of its own meanwhile."""
+
+    def __init__(self, function: Callable[[], Any], name: str) -> None:
+        self._function = function
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._thread = Thread(self._main, name)
+        self._thread.start()
+
+    def _main(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> bool:
+        """Wait for its end; whether there is a result."""
+        self._thread.join()
+        return self._error is None
+
+    def result(self) -> Any:
+        """Wait for it; raises what the function raised."""
+        if not self.wait() and self._error is not None:
+            raise self._error
+        return self._result
