@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from struct import unpack_from
+from typing import Any
 
 from unikvm.errors import CannotRun
 from unikvm.images import cache
@@ -77,28 +78,36 @@ def decompress(image: str, packed: bytes) -> bytes:
     raise CannotRun(f"{image} has a compression that unikvm does not know: {packed[:6].hex()}")
 
 
+def _whole(decompressor: Any, packed: bytes) -> bytes:
+    """All that a stream holds; what the kernel's build appended to it is left."""
+    content: bytes = decompressor.decompress(packed)
+    if not decompressor.eof:
+        raise ValueError("it ends early")
+    return content
+
+
 def _gzip(packed: bytes) -> bytes:
     import zlib
 
-    return zlib.decompressobj(wbits=31).decompress(packed)
+    return _whole(zlib.decompressobj(wbits=31), packed)
 
 
 def _bzip2(packed: bytes) -> bytes:
     import bz2
 
-    return bz2.BZ2Decompressor().decompress(packed)
+    return _whole(bz2.BZ2Decompressor(), packed)
 
 
 def _lzma(packed: bytes) -> bytes:
     import lzma
 
-    return lzma.LZMADecompressor().decompress(packed)
+    return _whole(lzma.LZMADecompressor(), packed)
 
 
 def _zstd(packed: bytes) -> bytes:
     import zstandard
 
-    return zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+    return _whole(zstandard.ZstdDecompressor().decompressobj(), packed)
 
 
 def _lz4(packed: bytes) -> bytes:
