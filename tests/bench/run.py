@@ -77,7 +77,8 @@ class Guest:
         self.host_kernel = kernel
         self.vmlinux = vmlinux(kernel.image)
         self.initramfs = guest_initramfs(kernel, init=init_binary())
-        self.cmdline = "quiet loglevel=3 nokaslr console=hvc0 panic=-1"
+        # What `unikvm run` gives to a kernel and an initramfs of the user's, word for word.
+        self.cmdline = "quiet loglevel=3 nokaslr console=ttyS0 console=hvc0 panic=-1"
 
     def ours(self, *more: str) -> list[str]:
         images = ["-k", self.vmlinux, "-i", self.initramfs, "-m", "256M"]
@@ -86,6 +87,7 @@ class Guest:
     def qemu(self) -> list[str]:
         machine = ["-M", "microvm,rtc=on", "-cpu", "host", "-m", "256", "-smp", "1", "-no-reboot"]
         console = ["-device", "virtio-serial-device", "-chardev", "stdio,id=c", "-device", "virtconsole,chardev=c"]
+        console += ["-device", "virtio-rng-device", "-serial", "null"]
         images = ["-kernel", self.vmlinux, "-initrd", self.initramfs, "-append", self.cmdline]
         return [*MICROVM, *machine, *console, *images]
 

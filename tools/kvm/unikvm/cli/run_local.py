@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from unikvm.cli.outcome import Phases, finish
+from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
 from unikvm.cli.terminal import EscapeFilter, end_on_signals, on_resize, raw_mode, say, window_size
 from unikvm.machine.events import CommandExit, Event, Panic, PowerOff, Reset
@@ -40,6 +40,8 @@ def run(plan: Plan) -> int:
                 show_exits(machine)
     finally:
         phases.end()
+    from unikvm.cli.outcome import finish
+
     return finish(plan, event, phases.seconds("running"), machine.kernel_half)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from unikvm.cli.outcome import Phases
+from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
 from unikvm.cli.terminal import end_on_signals, on_resize, raw_mode, say, window_size
 from unikvm.errors import CANNOT_RUN, CannotRun
