@@ -17,7 +17,7 @@ if not __package__:
     site = "lib/python{}.{}/site-packages".format(*sys.version_info)
     sys.path.append(os.path.join(package, "../../../build/venv", site))
 
-from unikvm.cli.main import entry
+from unikvm.cli.main import entry  # noqa: E402 - the path is set up above
 
 if __name__ == "__main__":
     entry()

@@ -22,6 +22,8 @@ HELP = b"\r\nCtrl-A h  this help\r\nCtrl-A x  leave: end the guest\r\nCtrl-A a  
 class raw_mode:
     """Put the terminal `fd` (-1: none) into raw mode; restore it at the end, however that comes."""
 
+    active = False  # some terminal is in it
+
     def __init__(self, fd: int = 0) -> None:
         self._fd = fd
         self._saved: list[Any] = []
@@ -32,10 +34,12 @@ class raw_mode:
         self._saved = termios.tcgetattr(self._fd)
         raw = termios.tcgetattr(self._fd)
         raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+        raw[1] &= ~termios.OPOST  # the guest's terminal has made its line ends already
         raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
         raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
         atexit.register(self._restore)
         termios.tcsetattr(self._fd, termios.TCSADRAIN, raw)
+        raw_mode.active = True
 
     def __exit__(self, *_error: object) -> None:
         self._restore()
@@ -45,6 +49,7 @@ class raw_mode:
         if self._saved:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
             self._saved = []
+            raw_mode.active = False
 
 
 def end_on_signals() -> None:
@@ -106,7 +111,7 @@ def on_resize(callback: Callable[[int, int], None]) -> None:
 
 
 def say(line: str) -> None:
-    """One line on stderr; the carriage return keeps it straight on a raw terminal."""
-    end = "\r\n" if os.isatty(2) else "\n"
+    """One line on stderr; on a raw terminal it needs its own carriage return."""
+    end = "\r\n" if raw_mode.active else "\n"
     sys.stderr.write(line + end)
     sys.stderr.flush()
