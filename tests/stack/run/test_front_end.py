@@ -62,8 +62,9 @@ class Terminal:
 
 
 @pytest.fixture
-def shell() -> Iterator[Terminal]:
-    terminal = Terminal(RUN)
+def shell(request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    """A shell in a guest; a parameter names its console."""
+    terminal = Terminal([*RUN, "--console", getattr(request, "param", "virtio")])
     yield terminal
     terminal.close()
 
@@ -93,6 +94,15 @@ def test_a_shell_and_its_keys(shell: Terminal) -> None:
     shell.type(b"\x01h")
     shell.expect(b"Ctrl-A x")
     shell.type(b"\x01x")
+    assert shell.end() == 0
+
+
+@pytest.mark.parametrize("shell", ["serial"], indirect=True)
+def test_the_serial_console(shell: Terminal) -> None:
+    shell.expect(b"# ")
+    shell.type(b"echo $((6 * 7)); tty\r")
+    shell.expect(b"\n42\r\n/dev/ttyS0\r\n")
+    shell.type(b"exit\r")
     assert shell.end() == 0
 
 

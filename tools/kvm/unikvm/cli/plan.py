@@ -76,10 +76,13 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         kernel_half=not args.no_kernel_half,
         allow_mismatch=args.allow_mismatch,
     )
+    command = tuple(args.command)
+    if linux and not command and args.initrd is None and console != "serial" and not os.isatty(0):
+        command = ("sh",)  # a script on standard input: exact bytes and a status, not a terminal without a user
     plan = Plan(
         config,
         linux,
-        command=tuple(args.command),
+        command=command,
         tty=os.isatty(0) and os.isatty(1),
         timeout=args.timeout,
         watchdog=args.watchdog,
