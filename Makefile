@@ -39,7 +39,9 @@ setup:
 
 build:
 	@scripts/bootstrap run
-	@$(PYTHON) scripts/build $${HOST_KERNEL:+--host-kernel "$$HOST_KERNEL"}
+	@kernel=$$HOST_KERNEL; \
+	if [ "$$HOST" = local ] && [ -z "$$kernel" ]; then kernel=/boot/vmlinuz-$$(uname -r); fi; \
+	$(PYTHON) scripts/build $${kernel:+--host-kernel "$$kernel"}
 
 kvm-run: build
 	@test "$$V" != 1 || set -- --verbose; \

@@ -202,4 +202,11 @@ def choose_host(asked: str, plan: Plan) -> str:
         if not plan.quiet:
             say("this machine's KVM has no hardware virtualisation: using a host VM")
         return "vm"
-    return "local" if os.geteuid() == 0 or os.path.exists("/dev/unikvm") else "vm"
+    return "local" if os.path.exists("/dev/unikvm") or _can_load() else "vm"
+
+
+def _can_load() -> bool:
+    """Whether the kernel half for this machine's kernel is built, and may be loaded."""
+    from unikvm.images.artifacts import kernel_half
+
+    return os.geteuid() == 0 and kernel_half(os.uname().release) is not None

@@ -158,7 +158,10 @@ def main(args: Options | Namespace) -> int:
         return run(load(args.prepared))
     plan = make_plan(args, tuple(parse_disk(text) for text in args.disk))
     if choose_host(args.host, plan) == "local":
-        from unikvm.cli.run_local import run
+        from unikvm.cli.run_local import load_kernel_half, run
+
+        if plan.linux and plan.config.kernel_half:
+            load_kernel_half(plan)
     else:
         from unikvm.cli.run_vm import run
     return run(plan)

@@ -8,6 +8,7 @@ import os
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
 from unikvm.cli.terminal import EscapeFilter, end_on_signals, on_resize, raw_mode, say, window_size
+from unikvm.errors import CannotRun
 from unikvm.machine.events import CommandExit, Event, Panic, PowerOff, Reset
 from unikvm.machine.machine import Machine
 
@@ -43,6 +44,28 @@ def run(plan: Plan) -> int:
     from unikvm.cli.outcome import finish
 
     return finish(plan, event, phases.seconds("running"), machine.kernel_half)
+
+
+def load_kernel_half(plan: Plan) -> None:
+    """Insert the kernel half that was built for this kernel, where there is none loaded and it is ours to do."""
+    from unikvm.images.artifacts import kernel_half
+
+    release = os.uname().release
+    module = kernel_half(release)
+    if module is None or os.path.exists("/dev/unikvm") or os.geteuid():
+        return
+    import subprocess
+
+    from unikvm.images.kernel import find_kernel
+    from unikvm.observe.reasons import module_parameters
+
+    try:
+        parameters = module_parameters(find_kernel(f"/boot/vmlinuz-{release}")).split()
+    except CannotRun:
+        parameters = []  # exits are counted without their reasons
+    done = subprocess.run(["insmod", module, *parameters], capture_output=True, text=True, check=False)
+    if not plan.quiet:
+        say(f"unikvm: loading the kernel half: {done.stderr.strip() or 'done'}")
 
 
 def show_exits(machine: Machine) -> None:
