@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ends of a run: the statuses that DESIGN's table of outcomes promises."""
+"""Ends of a run: the statuses that Documentation/architecture.md promises."""
 
 from __future__ import annotations
 

@@ -13,12 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONFIG_PORTS = 0xCF8  # CONFIG_ADDRESS (4 bytes) and CONFIG_DATA (4 bytes), PCI 3.0 §3.2.2.3.2
-CONFIG_PORTS_LENGTH = 8
 _ENABLE = 1 << 31
 _RESET_CONTROL = 1  # port 0xcf9, bytewise: the reset control register shares the address register's ports
 _RESET_CPU = 0x04
-ECAM_BYTES_PER_BUS = 1 << 20  # PCI Express 4.0 §7.2.2
 
 # Linux trusts the ports only when it finds a host bridge; this one (Red Hat's) has no quirks in any guest.
 _VENDOR = 0x1B36

@@ -39,7 +39,7 @@ class Timer:
 
 
 class EventLoop:
-    """Waits for file descriptors and timers. `add`, `modify`, `remove` and `call_soon` may come from any thread."""
+    """Waits for file descriptors and timers. `add`, `remove` and `call_soon` may come from any thread."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -61,11 +61,6 @@ class EventLoop:
         except OSError:
             del self._callbacks[fd]
             raise
-
-    def modify(self, fd: int, on_readable: Callback | None, on_writable: Callback | None = None) -> None:
-        """Replace the callbacks of `fd`; None is not waited for."""
-        self._callbacks[fd] = (on_readable, on_writable)
-        self._epoll.modify(fd, self._mask(on_readable, on_writable))
 
     def remove(self, fd: int) -> None:
         """Forget `fd`. On the loop's thread: no callback for it runs any more. Unknown descriptors are ignored."""

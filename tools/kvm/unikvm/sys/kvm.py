@@ -203,17 +203,6 @@ class Vcpu:
         if done != len(msrs):
             raise KvmError(f"KVM_SET_MSRS: KVM refused MSR {msrs[done][0]:#x}")
 
-    def get_msrs(self, indices: Sequence[int]) -> list[tuple[int, int]]:
-        """KVM_GET_MSRS: (index, value) pairs; KvmError names the first that KVM does not know."""
-        data = b"".join(bytes(uapi.kvm_msr_entry(index=index)) for index in indices)
-        buffer = _with_array(uapi.kvm_msrs, data, len(indices))
-        done = _ioctl(self.fd, "KVM_GET_MSRS", buffer)
-        if done != len(indices):
-            raise KvmError(f"KVM_GET_MSRS: KVM does not know MSR {indices[done]:#x}")
-        size, start = ctypes.sizeof(uapi.kvm_msr_entry), ctypes.sizeof(uapi.kvm_msrs)
-        entries = [uapi.kvm_msr_entry.from_buffer(buffer, start + i * size) for i in range(done)]
-        return [(entry.index, entry.data) for entry in entries]
-
     def close(self) -> None:
         """Release the descriptor; the mapping, and with it the VM, goes with the last view of the run page."""
         self.run_page.release()
