@@ -5,8 +5,9 @@
  * The tracepoints are found by name in whichever module has them, at load and
  * whenever a module comes; they are given back when it goes. A VM is known by
  * its owner (current->mm: KVM ties vCPU ioctls to it), a vCPU by KVM's pointer,
- * which is compared and never followed, but for the exit reason, at the offset
- * that the user half read from BTF (module parameters), with get_kernel_nofault.
+ * which is compared and never followed, but for the exit reason and for the VM
+ * that it belongs to, at the offsets that the user half read from BTF (module
+ * parameters), with get_kernel_nofault.
  *
  * Locks: probe_mutex protects which tracepoints have probes; it is taken below
  * the tracepoint module list's mutex (in the notifier). bind_lock protects the
@@ -40,6 +41,10 @@ static unsigned int vmx_exit_reason;
 module_param(vmx_exit_reason, uint, 0444);
 MODULE_PARM_DESC(vmx_exit_reason, "offset of exit_reason in struct vcpu_vmx (0: count without reasons)");
 
+static int vcpu_kvm = -1;
+module_param(vcpu_kvm, int, 0444);
+MODULE_PARM_DESC(vcpu_kvm, "offset of kvm in struct kvm_vcpu (-1: all VMs of a process are counted as one)");
+
 static DEFINE_SPINLOCK(bind_lock);
 static DEFINE_HASHTABLE(owners, 6);	/* unikvm_vm by mm */
 static DEFINE_HASHTABLE(tasks, 8);	/* unikvm_vcpu by task */
@@ -67,6 +72,28 @@ static struct unikvm_vcpu *vcpu_of(const struct task_struct *task)
 	return NULL;
 }
 
+/* Whether KVM's vCPU is of this VM, and not of another one of its process. */
+static bool is_of_vm(const struct unikvm_vm *vm, const char *cookie)
+{
+	const void *kvm;
+
+	if (vcpu_kvm < 0)
+		return true;
+	return !get_kernel_nofault(kvm, (const void **)(cookie + vcpu_kvm)) && kvm == vm->kvm;
+}
+
+/* The current task runs a vCPU that has no slot: its exits to userspace are nobody's. */
+static noinline void unbind(void)
+{
+	struct unikvm_vcpu *vcpu;
+	unsigned long flags;
+
+	spin_lock_irqsave(&bind_lock, flags);
+	while ((vcpu = vcpu_of(current)))
+		hash_del_rcu(&vcpu->node);
+	spin_unlock_irqrestore(&bind_lock, flags);
+}
+
 /* Tie KVM's vCPU to the current task: its first entry, or the first on this thread. */
 static noinline struct unikvm_vcpu *bind(const void *cookie)
 {
@@ -75,7 +102,7 @@ static noinline struct unikvm_vcpu *bind(const void *cookie)
 	unsigned long flags;
 	unsigned int i;
 
-	if (!vm)
+	if (!vm || !is_of_vm(vm, cookie))
 		return NULL;
 	spin_lock_irqsave(&bind_lock, flags);
 	for (i = 0; i < vm->used && vm->vcpus[i].cookie != cookie; i++)
@@ -112,14 +139,18 @@ static __always_inline void account(struct unikvm_vcpu *vcpu, u64 now, u64 *tota
 
 static void probe_entry(void *data, const void *cookie)
 {
-	struct unikvm_vcpu *vcpu = vcpu_of(current);
+	struct unikvm_vcpu *before = vcpu_of(current);
+	struct unikvm_vcpu *vcpu = before;
 	struct unikvm_slot *slot;
 	u64 now;
 
 	if (!vcpu || vcpu->cookie != cookie) {
 		vcpu = bind(cookie);
-		if (!vcpu)
+		if (!vcpu) {
+			if (before)
+				unbind();
 			return;
+		}
 	}
 	slot = vcpu->slot;
 	slot->entries++;
@@ -176,7 +207,9 @@ static void probe_user_exit(void *data, u32 reason, int error)
 	if (!vcpu)
 		return;
 	slot = vcpu->slot;
-	account(vcpu, get_cycles(), &slot->kernel_ticks, slot->kernel_histogram);
+	/* Without an entry since the last one, the time until now stays the user half's. */
+	if (!vcpu->in_user)
+		account(vcpu, get_cycles(), &slot->kernel_ticks, slot->kernel_histogram);
 	vcpu->in_user = true;
 	if (error == -EINTR)
 		reason = KVM_EXIT_INTR;
@@ -320,7 +353,7 @@ int accounting_init(void)
 {
 	int ret;
 
-	if (svm_vmcb > MAX_OFFSET || vmx_exit_reason > MAX_OFFSET) {
+	if (svm_vmcb > MAX_OFFSET || vmx_exit_reason > MAX_OFFSET || vcpu_kvm > (int)MAX_OFFSET) {
 		pr_err("an offset of more than %u is not one in a vCPU\n", MAX_OFFSET);
 		return -EINVAL;
 	}

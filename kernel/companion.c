@@ -100,7 +100,8 @@ static bool is_own_vm(struct file *file)
 	return file->f_op->unlocked_ioctl(file, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY) > 0;
 }
 
-static int check_vm_fd(int fd)
+/* KVM's struct kvm is the private data of a VM's file. */
+static int check_vm_fd(int fd, const void **kvm)
 {
 	struct file *file = fget(fd);
 	int ret = 0;
@@ -111,11 +112,13 @@ static int check_vm_fd(int fd)
 		ret = -EINVAL;
 	else if (!is_own_vm(file))
 		ret = -EPERM;
+	else
+		*kvm = file->private_data;
 	fput(file);
 	return ret;
 }
 
-static struct unikvm_vm *vm_alloc(void)
+static struct unikvm_vm *vm_alloc(const void *kvm)
 {
 	struct unikvm_vm *vm = kvzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
 	int i;
@@ -137,6 +140,7 @@ static struct unikvm_vm *vm_alloc(void)
 		vm->vcpus[i].vm = vm;
 		vm->vcpus[i].slot = (void *)vm->area + PAGE_SIZE + i * sizeof(struct unikvm_slot);
 	}
+	vm->kvm = kvm;
 	vm->mm = current->mm;
 	mmgrab(vm->mm);
 	return vm;
@@ -146,6 +150,7 @@ int unikvm_attach_vm(void __user *arg)
 {
 	struct unikvm_attach attach;
 	struct unikvm_vm *vm;
+	const void *kvm;
 	u32 size;
 	int ret;
 
@@ -159,10 +164,10 @@ int unikvm_attach_vm(void __user *arg)
 		return ret;
 	if (attach.flags || attach.reserved)
 		return -EINVAL;
-	ret = check_vm_fd(attach.vm_fd);
+	ret = check_vm_fd(attach.vm_fd, &kvm);
 	if (ret)
 		return ret;
-	vm = vm_alloc();
+	vm = vm_alloc(kvm);
 	if (!vm)
 		return -ENOMEM;
 	ret = accounting_add(vm);

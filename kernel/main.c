@@ -47,10 +47,10 @@ static int unikvm_get_info(struct unikvm_info __user *arg)
 
 static long unikvm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
-	switch (cmd) {			/* dispatch only */
-	case UNIKVM_GET_INFO:
+	switch (UNIKVM_CMD(cmd)) {	/* dispatch only */
+	case UNIKVM_CMD(UNIKVM_GET_INFO):
 		return unikvm_get_info((void __user *)arg);
-	case UNIKVM_ATTACH_VM:
+	case UNIKVM_CMD(UNIKVM_ATTACH_VM):
 		return unikvm_attach_vm((void __user *)arg);
 	default:
 		return -ENOTTY;

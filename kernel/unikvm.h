@@ -25,11 +25,15 @@ struct unikvm_vcpu {
 struct unikvm_vm {
 	struct hlist_node node;		/* in the table of owners; under bind_lock */
 	struct mm_struct *mm;		/* grabbed, so that the pointer is not reused */
+	const void *kvm;		/* KVM's struct kvm: compared, never followed */
 	struct unikvm_area *area;	/* what userspace maps */
 	unsigned long area_size;
 	unsigned int used;		/* slots taken; under bind_lock */
 	struct unikvm_vcpu vcpus[UNIKVM_SLOTS];
 };
+
+/* An ioctl without its struct's size, which differs in versions of the ABI and is in the struct, too. */
+#define UNIKVM_CMD(cmd)	((cmd) & ~IOCSIZE_MASK)
 
 /* companion.c */
 int unikvm_attach_vm(void __user *arg);

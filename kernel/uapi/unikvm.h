@@ -3,7 +3,8 @@
  * The ABI between unikvm's kernel half and its user half: declared here and
  * nowhere else. Fixed-width types, explicit padding, everything 64-bit
  * aligned; reserved fields must be zero; structs that may grow carry their
- * size. A change of layout raises UNIKVM_ABI_MAJOR, an addition the minor.
+ * size: that in an ioctl's number is not looked at. A change of layout raises
+ * UNIKVM_ABI_MAJOR, an addition the minor.
  */
 #ifndef _UAPI_UNIKVM_H
 #define _UAPI_UNIKVM_H
@@ -37,7 +38,8 @@ struct unikvm_info {
 
 /*
  * On /dev/unikvm: returns a companion descriptor for a VM of the calling
- * process. One VM of a process can be attached at a time.
+ * process. One VM of a process can be attached at a time; where the kernel half
+ * knows no offset to tell them apart, the others' vCPUs are counted with it.
  */
 struct unikvm_attach {
 	__u32 size;
@@ -78,12 +80,12 @@ struct unikvm_area {
 	__u32 slots;		/* how many there are room for */
 	__u32 isa;
 	__u32 tsc_khz;
-	__u64 lost;		/* vCPUs that found no slot */
+	__u64 lost;		/* entries of vCPUs that found no slot */
 	__u64 reserved[4];
 };
 
 struct unikvm_slot {
-	__u64 entries;		/* into the guest; 0: the slot is free */
+	__u64 entries;		/* into the guest; 0: free, or none since a reset */
 	__u64 exits;
 	__u64 user_exits;	/* to the user half */
 	__u64 guest_ticks;

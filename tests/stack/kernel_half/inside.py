@@ -30,6 +30,15 @@ CODE = b"\xb9" + OUTS.to_bytes(2, "little") + b"\xe6\x80\x49\x75\xfb\xf4"
 SPIN = b"\xeb\xfe"  # jmp .
 
 
+def start(vcpu: Vcpu) -> None:
+    """Let it begin at CODE_AT."""
+    sregs = vcpu.get("KVM_GET_SREGS", kvm.kvm_sregs)
+    sregs.cs.base = sregs.cs.selector = 0
+    vcpu.set("KVM_SET_SREGS", sregs)
+    vcpu.set("KVM_SET_REGS", kvm.kvm_regs(rip=CODE_AT, rflags=2))
+    vcpu.set("KVM_SET_MP_STATE", ctypes.c_uint32(0))  # type: ignore[arg-type]
+
+
 @contextmanager
 def guest(code: bytes = CODE, cpus: int = 1) -> Iterator[tuple[Vm, list[Vcpu]]]:
     """A VM whose vCPUs each run `code`; no in-kernel irqchip, so HLT exits."""
@@ -39,15 +48,9 @@ def guest(code: bytes = CODE, cpus: int = 1) -> Iterator[tuple[Vm, list[Vcpu]]]:
     memory.write(CODE_AT, code)
     region = memory.regions[0]
     vm.set_user_memory_region(0, region.gpa, region.size, region.hva)
-    vcpus = []
-    for index in range(cpus):
-        vcpu = vm.create_vcpu(index)
-        sregs = vcpu.get("KVM_GET_SREGS", kvm.kvm_sregs)
-        sregs.cs.base = sregs.cs.selector = 0
-        vcpu.set("KVM_SET_SREGS", sregs)
-        vcpu.set("KVM_SET_REGS", kvm.kvm_regs(rip=CODE_AT, rflags=2))
-        vcpu.set("KVM_SET_MP_STATE", ctypes.c_uint32(0))  # type: ignore[arg-type]
-        vcpus.append(vcpu)
+    vcpus = [vm.create_vcpu(index) for index in range(cpus)]
+    for vcpu in vcpus:
+        start(vcpu)
     try:
         yield vm, vcpus
     finally:
@@ -127,6 +130,7 @@ def case_counts() -> None:
         assert seen.user_exits == OUTS + 1
         assert seen.entries == seen.exits == sum(seen.by_reason.values())
         assert sum(seen.histograms["guest"]) == seen.exits
+        assert sum(seen.histograms["kernel"]) == seen.exits  # to userspace or the next entry
         assert sum(seen.histograms["user"]) == OUTS  # the last exit has no entry after it
         assert seen.guest_seconds > 0
         assert seen.kernel_seconds > 0
@@ -346,6 +350,92 @@ def case_nothing_leaks() -> None:
             attached.close()
     assert vmalloc_used() == before
     assert uses() == 0
+
+
+def case_other_vm() -> None:
+    """What the process's other VM does is not counted, not even on the same thread."""
+    with guest() as (vm, vcpus), guest() as (_, others):
+        attached = companion.attach(vm.fd)
+        assert attached is not None
+        assert to_halt(others[0]) == OUTS
+        assert exits.read(attached).entries == 0
+        run(vcpus[0].fd, kvm.KVM_RUN)
+        start(others[0])
+        assert to_halt(others[0]) == OUTS
+        assert to_halt(vcpus[0]) == OUTS - 1
+        seen = exits.read(attached)
+        assert len(attached.slots()) == 1
+        assert seen.by_user_reason == {"io": OUTS, "hlt": 1}, seen
+        attached.close()
+
+
+def case_returns_without_entry() -> None:
+    """KVM_RUN that comes back at once is counted, and the time before it is the user's."""
+    with guest() as (vm, vcpus):
+        attached = companion.attach(vm.fd)
+        assert attached is not None
+        run(vcpus[0].fd, kvm.KVM_RUN)
+        immediate_exit = vcpus[0].run_page[1:2]
+        immediate_exit[0] = 1
+        time.sleep(0.3)
+        refused(4, lambda: run(vcpus[0].fd, kvm.KVM_RUN))
+        immediate_exit[0] = 0
+        assert to_halt(vcpus[0]) == OUTS - 1
+        seen = exits.read(attached)
+        assert seen.by_user_reason == {"io": OUTS, "hlt": 1, "intr": 1}, seen
+        assert seen.kernel_seconds < 0.2, seen
+        assert seen.user_seconds > 0.3, seen
+        assert sum(seen.histograms["kernel"]) == seen.exits, seen
+        attached.close()
+
+
+def case_more_vcpus_than_slots() -> None:
+    """Those that find no slot are counted as entries, and in nobody else's slot."""
+    with guest(cpus=uapi.UNIKVM_SLOTS + 1) as (vm, vcpus):
+        attached = companion.attach(vm.fd)
+        assert attached is not None
+        for vcpu in vcpus:
+            run(vcpu.fd, kvm.KVM_RUN)
+        assert to_halt(vcpus[-1]) == OUTS - 1
+        slots = attached.slots()
+        assert len(slots) == uapi.UNIKVM_SLOTS
+        assert [slot.user_exits for slot in slots] == [1] * uapi.UNIKVM_SLOTS
+        assert attached.area().lost >= OUTS + 1, attached.area().lost  # an interrupt's exit is followed by an entry
+        attached.close()
+
+
+def case_reset() -> None:
+    """After a reset those vCPUs are shown that ran since, whichever they are."""
+    with guest(cpus=3) as (vm, vcpus):
+        attached = companion.attach(vm.fd)
+        assert attached is not None
+        for vcpu in vcpus:
+            run(vcpu.fd, kvm.KVM_RUN)
+        attached.reset()
+        assert attached.slots() == []
+        assert to_halt(vcpus[2]) == OUTS - 1
+        seen = exits.read(attached)
+        assert seen.by_user_reason == {"io": OUTS - 1, "hlt": 1}, seen
+        refused(25, lambda: fcntl.ioctl(attached.fd, uapi.UNIKVM_GET_INFO, bytearray(200)))
+        refused(25, lambda: fcntl.ioctl(attached.fd, 0x1234))
+        refused(22, lambda: os.read(attached.fd, 1))
+        refused(22, lambda: os.write(attached.fd, b"x"))
+        attached.close()
+
+
+def case_structs_that_grew() -> None:
+    """The size in an ioctl's number is its caller's: that of another version of the header."""
+    fd = device()
+    larger = 128
+    number = uapi.UNIKVM_GET_INFO & ~(0x3FFF << 16) | larger << 16
+    info = bytearray(larger.to_bytes(4, "little") + b"\xff" * (larger - 4))
+    fcntl.ioctl(fd, number, info)
+    assert int.from_bytes(info[4:6], "little") == uapi.UNIKVM_ABI_MAJOR
+    assert info[104:] == bytes(24)
+    with guest() as (vm, _):
+        size = ctypes.sizeof(uapi.unikvm_attach) + 8
+        number = uapi.UNIKVM_ATTACH_VM & ~(0x3FFF << 16) | size << 16
+        os.close(fcntl.ioctl(fd, number, bytearray(bytes(attach_request(vm.fd, size=size)) + bytes(8))))
 
 
 def case_kernel_log() -> None:

@@ -6,7 +6,7 @@ A module's BTF goes on where vmlinux's ends: its types and strings are numbered 
 
 from __future__ import annotations
 
-from struct import unpack_from
+from struct import error, unpack_from
 
 from unikvm.errors import CannotRun
 
@@ -35,6 +35,12 @@ class Btf:
 
     def member_offset(self, struct: str, member: str) -> int | None:
         """Bytes from the start of `struct` to its direct `member`; None where there is no such thing."""
+        try:
+            return self._member_offset(struct, member)
+        except (error, ValueError):  # it ends early; a string that does not end
+            raise CannotRun("the kernel's BTF is malformed") from None
+
+    def _member_offset(self, struct: str, member: str) -> int | None:
         types, at = self._types, 0
         wanted, inside = struct.encode(), member.encode()
         while at + 12 <= len(types):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import log2
 from typing import TYPE_CHECKING
 
 from unikvm.record import Record
@@ -99,7 +100,7 @@ def in_nanoseconds(buckets: list[int], tsc_khz: int) -> list[int]:
     """A histogram of ticks as one of nanoseconds: its buckets move by the rounded log2 of the clock's period."""
     if not tsc_khz:
         return buckets
-    shift = round((tsc_khz / 1e6) ** -1).bit_length() - 1 if tsc_khz < 1e6 else -(round(tsc_khz / 1e6).bit_length() - 1)
+    shift = -round(log2(tsc_khz / 1e6))
     moved = [0] * len(buckets)
     for index, count in enumerate(buckets):
         moved[min(max(index + shift, 0), len(buckets) - 1)] += count

@@ -56,8 +56,11 @@ def info() -> Info | None:
 
 def _info(fd: int) -> Info:
     raw = uapi.unikvm_info(size=ctypes.sizeof(uapi.unikvm_info))
-    fcntl.ioctl(fd, uapi.UNIKVM_GET_INFO, raw)
-    release = bytes(raw.release).split(b"\0")[0].decode("ascii", "replace")
+    try:
+        fcntl.ioctl(fd, uapi.UNIKVM_GET_INFO, raw)
+    except OSError as error:
+        raise CannotRun(f"{DEVICE} is not the kernel half: {error.strerror}", hint="use --no-kernel-half") from error
+    release = bytes(raw.release).split(b"\0")[0].decode("utf-8", "replace")
     return Info(raw.abi_major, raw.abi_minor, raw.features, release, bytes(raw.build_id).hex())
 
 
@@ -98,7 +101,7 @@ def check_match(loaded: Info, *, allow_mismatch: bool = False) -> None:
         )
     if allow_mismatch:
         return
-    same = loaded.build_id == kernel_build_id() if in_tree() else loaded.release.startswith(version())
+    same = loaded.build_id == kernel_build_id() if in_tree() else loaded.release.split("-g")[0] == version()
     if not same:
         mine = "this tree's kernel/" if in_tree() else f"the user half {version()}"
         raise CannotRun(
@@ -114,21 +117,24 @@ class Companion:
         self.fd = fd
         self.info = loaded
         size = mmap.PAGESIZE + uapi.UNIKVM_SLOTS * ctypes.sizeof(uapi.unikvm_slot)
-        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        try:
+            self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        except OSError:
+            os.close(fd)
+            raise
 
     def area(self) -> uapi.unikvm_area:
         """A copy of the area's head."""
         return uapi.unikvm_area.from_buffer_copy(self._map)
 
     def slots(self) -> list[uapi.unikvm_slot]:
-        """A copy of what is counted for each vCPU that entered its guest, in the order of their first entry."""
+        """A copy of what is counted for each vCPU that entered its guest since a reset, in order of first entry."""
         area = self.area()
         found = []
         for index in range(area.slots):
-            slot = uapi.unikvm_slot.from_buffer_copy(self._map, area.slot_offset + index * area.slot_size)
-            if not slot.entries:
-                break
-            found.append(slot)
+            at = area.slot_offset + index * area.slot_size
+            if any(self._map[at : at + 8]):  # entries
+                found.append(uapi.unikvm_slot.from_buffer_copy(self._map, at))
         return found
 
     def reset(self) -> None:
