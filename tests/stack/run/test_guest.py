@@ -162,6 +162,17 @@ def test_a_bzimage_is_booted_as_its_vmlinux(run: Run, kernel: Kernel) -> None:
     assert "exits" in done.stderr.decode()
 
 
+@pytest.mark.parametrize("form", ["bzImage", "vmlinux"])
+def test_linux_by_its_own_boot_protocol(host: HostVm, kernel: Kernel, form: str) -> None:
+    """bzImage: the 64-bit entry; vmlinux: PVH. Through the library, which unpacks nothing."""
+    image = kernel.image if form == "bzImage" else vmlinux(kernel.image)
+    tree = Path(LAUNCHER).parents[1]
+    argv = [str(tree / "build/venv/bin/python3"), str(Path(__file__).with_name("library.py"))]
+    environment = {"PYTHONPATH": str(tree / "tools/kvm")}
+    done = host.exec([*argv, image, guest_initramfs(kernel, init=init_binary())], env=environment, timeout=SECONDS)
+    assert done.shell_status == 0, done.stderr.decode()
+
+
 def test_both_halves_match(host: HostVm) -> None:
     done = host.exec([LAUNCHER, "version"], env={"GIT_CONFIG_COUNT": "0"}, timeout=60)
     assert "kernel half  0.1.0" in done.stdout.decode()
