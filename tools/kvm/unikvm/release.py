@@ -8,9 +8,8 @@ its version alone.
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 
+TYPE_CHECKING = False
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 
@@ -29,6 +28,8 @@ def version() -> str:
             return installed("unikvm")
         except PackageNotFoundError:
             return "unknown"
+    import re
+
     with open(os.path.join(TREE, "meson.build"), encoding="utf-8") as build:
         match = re.search(r"version: '([^']+)'", build.read())
     return match[1] if match else "unknown"
@@ -38,6 +39,8 @@ def release() -> str:
     """The version and, in a checkout, its commit; `-dirty` when the checkout differs from it."""
     if not in_tree():
         return version()
+    import subprocess
+
     command = ["git", "-C", TREE, "describe", "--always", "--dirty", "--match=", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -48,10 +51,16 @@ def release() -> str:
 
 def kernel_build_id() -> str:
     """SHA-1 over the kernel half's sources, as hexadecimal: unikvm.ko carries it, so that a stale one is noticed."""
-    import hashlib
+    if TYPE_CHECKING:
+        from hashlib import sha1
+    else:
+        try:
+            from _sha1 import sha1  # hashlib loads OpenSSL for it, which takes longer than to attach
+        except ImportError:
+            from hashlib import sha1
 
     sources = os.path.join(TREE, "kernel")
-    total = hashlib.sha1(usedforsecurity=False)
+    total = sha1(usedforsecurity=False)
     for folder, folders, names in os.walk(sources):
         folders.sort()
         for name in sorted(names):

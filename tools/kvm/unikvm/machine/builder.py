@@ -136,7 +136,7 @@ def _build(
 
 def check_memory(size: int) -> None:
     """More than the host has would be killed later, in the middle of the guest's work."""
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
+    with open("/proc/meminfo", encoding="utf-8") as meminfo:
         total = int(meminfo.readline().split()[1]) << 10
     if size > total:
         raise CannotRun(

@@ -51,7 +51,7 @@ def measure_mips(path: str = "/dev/kvm") -> float:
 
 def has_hardware_flag() -> bool:
     """Whether /proc/cpuinfo shows svm or vmx: a hint to check before anything is measured."""
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as cpuinfo:
         for line in cpuinfo:
             if line.startswith("flags"):
                 return not {"svm", "vmx"}.isdisjoint(line.split())
