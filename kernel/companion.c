@@ -60,6 +60,7 @@ static int companion_mmap(struct file *file, struct vm_area_struct *vma)
 
 static void vm_free(struct unikvm_vm *vm)
 {
+	fput(vm->file);
 	mmdrop(vm->mm);
 	vfree(vm->area);
 	kvfree(vm);
@@ -100,25 +101,26 @@ static bool is_own_vm(struct file *file)
 	return file->f_op->unlocked_ioctl(file, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY) > 0;
 }
 
-/* KVM's struct kvm is the private data of a VM's file. */
-static int check_vm_fd(int fd, const void **kvm)
+/* The file of the caller's own VM `fd`, held. */
+static struct file *get_vm_file(int fd)
 {
 	struct file *file = fget(fd);
-	int ret = 0;
+	int ret;
 
 	if (!file)
-		return -EBADF;
+		return ERR_PTR(-EBADF);
 	if (!is_kvm_vm(file))
 		ret = -EINVAL;
 	else if (!is_own_vm(file))
 		ret = -EPERM;
 	else
-		*kvm = file->private_data;
+		return file;
 	fput(file);
-	return ret;
+	return ERR_PTR(ret);
 }
 
-static struct unikvm_vm *vm_alloc(const void *kvm)
+/* Takes over the reference to `file`, but on failure. */
+static struct unikvm_vm *vm_alloc(struct file *file)
 {
 	struct unikvm_vm *vm = kvzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
 	int i;
@@ -140,7 +142,8 @@ static struct unikvm_vm *vm_alloc(const void *kvm)
 		vm->vcpus[i].vm = vm;
 		vm->vcpus[i].slot = (void *)vm->area + PAGE_SIZE + i * sizeof(struct unikvm_slot);
 	}
-	vm->kvm = kvm;
+	vm->file = file;
+	vm->kvm = file->private_data;
 	vm->mm = current->mm;
 	mmgrab(vm->mm);
 	return vm;
@@ -150,7 +153,7 @@ int unikvm_attach_vm(void __user *arg)
 {
 	struct unikvm_attach attach;
 	struct unikvm_vm *vm;
-	const void *kvm;
+	struct file *file;
 	u32 size;
 	int ret;
 
@@ -164,12 +167,14 @@ int unikvm_attach_vm(void __user *arg)
 		return ret;
 	if (attach.flags || attach.reserved)
 		return -EINVAL;
-	ret = check_vm_fd(attach.vm_fd, &kvm);
-	if (ret)
-		return ret;
-	vm = vm_alloc(kvm);
-	if (!vm)
+	file = get_vm_file(attach.vm_fd);
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	vm = vm_alloc(file);
+	if (!vm) {
+		fput(file);
 		return -ENOMEM;
+	}
 	ret = accounting_add(vm);
 	if (ret)
 		goto err_free;

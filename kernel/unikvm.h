@@ -3,6 +3,7 @@
 #ifndef _UNIKVM_H
 #define _UNIKVM_H
 
+#include <linux/fs.h>
 #include <linux/hashtable.h>
 #include <linux/mm_types.h>
 #include <linux/sched.h>
@@ -25,6 +26,7 @@ struct unikvm_vcpu {
 struct unikvm_vm {
 	struct hlist_node node;		/* in the table of owners; under bind_lock */
 	struct mm_struct *mm;		/* grabbed, so that the pointer is not reused */
+	struct file *file;		/* KVM's, held: neither the VM nor a vCPU of it goes before us */
 	const void *kvm;		/* KVM's struct kvm: compared, never followed */
 	struct unikvm_area *area;	/* what userspace maps */
 	unsigned long area_size;

@@ -400,6 +400,22 @@ def case_returns_without_entry() -> None:
         attached.close()
 
 
+def case_outlives_its_vm() -> None:
+    """A companion whose VM is gone counts nobody else's exits, whatever pointers KVM uses again."""
+    with guest(cpus=4) as (vm, vcpus):
+        attached = companion.attach(vm.fd)
+        assert attached is not None
+        for vcpu in vcpus:
+            run(vcpu.fd, kvm.KVM_RUN)
+    entries = exits.read(attached).entries
+    for _ in range(50):
+        with guest(cpus=4) as (_, vcpus):
+            for vcpu in vcpus:
+                run(vcpu.fd, kvm.KVM_RUN)
+    assert exits.read(attached).entries == entries
+    attached.close()
+
+
 def case_more_vcpus_than_slots() -> None:
     """Those that find no slot are counted as entries, and in nobody else's slot."""
     with guest(cpus=uapi.UNIKVM_SLOTS + 1) as (vm, vcpus):
