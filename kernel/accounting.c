@@ -7,7 +7,8 @@
  * its owner (current->mm: KVM ties vCPU ioctls to it), a vCPU by KVM's pointer,
  * which is compared and never followed, but for the exit reason and for the VM
  * that it belongs to, at the offsets that the user half read from BTF (module
- * parameters), with get_kernel_nofault.
+ * parameters), with get_kernel_nofault. Threads are of no account: KVM lets one
+ * at a time run a vCPU.
  *
  * Locks: probe_mutex protects which tracepoints have probes; it is taken below
  * the tracepoint module list's mutex (in the notifier). bind_lock protects the
@@ -16,16 +17,20 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/fdtable.h>
 #include <linux/hashtable.h>
 #include <linux/log2.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
+#include <linux/ptrace.h>
+#include <linux/sched/task_stack.h>
 #include <linux/spinlock.h>
 #include <linux/timex.h>
 #include <linux/tracepoint.h>
 #include <linux/uaccess.h>
 #include <linux/workqueue.h>
+#include <asm/syscall.h>
 #include <uapi/linux/kvm.h>
 
 #include "unikvm.h"
@@ -47,7 +52,7 @@ MODULE_PARM_DESC(vcpu_kvm, "offset of kvm in struct kvm_vcpu (-1: all VMs of a p
 
 static DEFINE_SPINLOCK(bind_lock);
 static DEFINE_HASHTABLE(owners, 6);	/* unikvm_vm by mm */
-static DEFINE_HASHTABLE(tasks, 8);	/* unikvm_vcpu by task */
+static DEFINE_HASHTABLE(vcpus, 8);	/* unikvm_vcpu by KVM's pointer */
 
 /* --- the probes --- */
 
@@ -61,13 +66,13 @@ static struct unikvm_vm *vm_of(const struct mm_struct *mm)
 	return NULL;
 }
 
-static struct unikvm_vcpu *vcpu_of(const struct task_struct *task)
+static struct unikvm_vcpu *vcpu_of(const void *cookie)
 {
 	struct unikvm_vcpu *vcpu;
 
-	hash_for_each_possible_rcu_notrace(tasks, vcpu, node, (unsigned long)task)
-		/* A task's address may have belonged to another one before. */
-		if (vcpu->task == task && vcpu->vm->mm == task->mm)
+	hash_for_each_possible_rcu_notrace(vcpus, vcpu, node, (unsigned long)cookie)
+		/* Counted without BTF, a VM that is not held may have left its pointer to another process. */
+		if (vcpu->cookie == cookie && vcpu->vm->mm == current->mm)
 			return vcpu;
 	return NULL;
 }
@@ -82,42 +87,20 @@ static bool is_of_vm(const struct unikvm_vm *vm, const char *cookie)
 	return !get_kernel_nofault(kvm, (const void **)(cookie + vcpu_kvm)) && kvm == vm->kvm;
 }
 
-/* The current task runs a vCPU that has no slot: its exits to userspace are nobody's. */
-static noinline void unbind(void)
-{
-	struct unikvm_vcpu *vcpu;
-	unsigned long flags;
-
-	spin_lock_irqsave(&bind_lock, flags);
-	while ((vcpu = vcpu_of(current)))
-		hash_del_rcu(&vcpu->node);
-	spin_unlock_irqrestore(&bind_lock, flags);
-}
-
-/* Tie KVM's vCPU to the current task: its first entry, or the first on this thread. */
+/* Give KVM's vCPU a slot: its first entry. It stays in the table as long as the VM: nobody is led astray by a move. */
 static noinline struct unikvm_vcpu *bind(const void *cookie)
 {
 	struct unikvm_vm *vm = vm_of(current->mm);
 	struct unikvm_vcpu *vcpu = NULL;
 	unsigned long flags;
-	unsigned int i;
 
 	if (!vm || !is_of_vm(vm, cookie))
 		return NULL;
 	spin_lock_irqsave(&bind_lock, flags);
-	for (i = 0; i < vm->used && vm->vcpus[i].cookie != cookie; i++)
-		;
-	if (i < UNIKVM_SLOTS) {
-		vcpu = &vm->vcpus[i];
-		if (i == vm->used) {
-			vcpu->cookie = cookie;
-			vm->used++;
-		} else {
-			hash_del_rcu(&vcpu->node);
-		}
-		vcpu->task = current;
-		vcpu->mark = 0;
-		hash_add_rcu(tasks, &vcpu->node, (unsigned long)current);
+	if (vm->used < UNIKVM_SLOTS) {
+		vcpu = &vm->vcpus[vm->used++];
+		vcpu->cookie = cookie;
+		hash_add_rcu(vcpus, &vcpu->node, (unsigned long)cookie);
 	} else {
 		vm->area->lost++;
 	}
@@ -139,18 +122,14 @@ static __always_inline void account(struct unikvm_vcpu *vcpu, u64 now, u64 *tota
 
 static void probe_entry(void *data, const void *cookie)
 {
-	struct unikvm_vcpu *before = vcpu_of(current);
-	struct unikvm_vcpu *vcpu = before;
+	struct unikvm_vcpu *vcpu = vcpu_of(cookie);
 	struct unikvm_slot *slot;
 	u64 now;
 
-	if (!vcpu || vcpu->cookie != cookie) {
+	if (!vcpu) {
 		vcpu = bind(cookie);
-		if (!vcpu) {
-			if (before)
-				unbind();
+		if (!vcpu)
 			return;
-		}
 	}
 	slot = vcpu->slot;
 	slot->entries++;
@@ -187,10 +166,10 @@ static unsigned int exit_reason(const char *cookie, u32 isa)
 static void probe_exit(void *data, const void *cookie, u32 isa)
 {
 	u64 now = get_cycles();
-	struct unikvm_vcpu *vcpu = vcpu_of(current);
+	struct unikvm_vcpu *vcpu = vcpu_of(cookie);
 	struct unikvm_slot *slot;
 
-	if (!vcpu || vcpu->cookie != cookie)
+	if (!vcpu)
 		return;
 	slot = vcpu->slot;
 	account(vcpu, now, &slot->guest_ticks, slot->guest_histogram);
@@ -199,9 +178,24 @@ static void probe_exit(void *data, const void *cookie, u32 isa)
 	vcpu->vm->area->isa = isa;
 }
 
+/*
+ * The vCPU that KVM_RUN is called on, of which its tracepoint says nothing: the
+ * private data of the ioctl's file. Another thread may have closed that, or put
+ * another file in its place; then it is no vCPU, or one of the same process.
+ */
+static const void *vcpu_of_ioctl(void)
+{
+	unsigned long arguments[6];
+	const struct file *file;
+
+	syscall_get_arguments(current, current_pt_regs(), arguments);
+	file = files_lookup_fd_raw(current->files, arguments[0]);
+	return file ? file->private_data : NULL;
+}
+
 static void probe_user_exit(void *data, u32 reason, int error)
 {
-	struct unikvm_vcpu *vcpu = vcpu_of(current);
+	struct unikvm_vcpu *vcpu = vcpu_of(vcpu_of_ioctl());
 	struct unikvm_slot *slot;
 
 	if (!vcpu)

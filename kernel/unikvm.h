@@ -6,15 +6,13 @@
 #include <linux/fs.h>
 #include <linux/hashtable.h>
 #include <linux/mm_types.h>
-#include <linux/sched.h>
 #include <linux/types.h>
 
 #include "uapi/unikvm.h"
 
-/* One vCPU as the probes see it: only its own thread changes it, but for `task`. */
+/* One vCPU as the probes see it: only the thread that runs it changes it. */
 struct unikvm_vcpu {
-	struct hlist_node node;		/* in the table of tasks; under bind_lock */
-	struct task_struct *task;	/* compared, never followed */
+	struct hlist_node node;		/* in the table of vCPUs; under bind_lock */
 	const void *cookie;		/* KVM's struct kvm_vcpu: compared, and read from with care */
 	struct unikvm_vm *vm;
 	struct unikvm_slot *slot;	/* in the mapped area */

@@ -56,7 +56,7 @@ struct unikvm_attach {
 /*
  * What a companion's mmap (offset 0, read-only) shows: an area, then its
  * slots, one for each vCPU in the order of their first entry. Times are TSC
- * ticks. Only the vCPU's own thread writes a slot, without a lock.
+ * ticks. Only the thread that runs the vCPU writes a slot, without a lock.
  */
 #define UNIKVM_ISA_UNKNOWN	0
 #define UNIKVM_ISA_VMX		1	/* as KVM's tracepoints number them */

@@ -400,6 +400,25 @@ def case_returns_without_entry() -> None:
         attached.close()
 
 
+def case_returns_without_entry_of_another() -> None:
+    """KVM_RUN that comes back at once is not that of the vCPU that this thread ran before."""
+    with guest(cpus=2) as (vm, vcpus):
+        attached = companion.attach(vm.fd)
+        assert attached is not None
+        immediate_exits = [vcpu.run_page[1:2] for vcpu in vcpus]
+        run(vcpus[0].fd, kvm.KVM_RUN)
+        immediate_exits[1][0] = 1
+        refused(4, lambda: run(vcpus[1].fd, kvm.KVM_RUN))  # it has no slot yet
+        immediate_exits[1][0] = 0
+        run(vcpus[1].fd, kvm.KVM_RUN)
+        immediate_exits[0][0] = 1
+        refused(4, lambda: run(vcpus[0].fd, kvm.KVM_RUN))
+        intr = kvm.KVM_EXIT_INTR
+        assert [slot.user_exits for slot in attached.slots()] == [2, 1]
+        assert [slot.user_reason[intr] for slot in attached.slots()] == [1, 0]
+        attached.close()
+
+
 def case_outlives_its_vm() -> None:
     """A companion whose VM is gone counts nobody else's exits, whatever pointers KVM uses again."""
     with guest(cpus=4) as (vm, vcpus):
