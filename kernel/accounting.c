@@ -97,7 +97,9 @@ static noinline struct unikvm_vcpu *bind(const void *cookie)
 	if (!vm || !is_of_vm(vm, cookie))
 		return NULL;
 	spin_lock_irqsave(&bind_lock, flags);
-	if (vm->used < UNIKVM_SLOTS) {
+	if (!hash_hashed(&vm->node)) {
+		/* It was removed since it was found. */
+	} else if (vm->used < UNIKVM_SLOTS) {
 		vcpu = &vm->vcpus[vm->used++];
 		vcpu->cookie = cookie;
 		hash_add_rcu(vcpus, &vcpu->node, (unsigned long)cookie);
@@ -232,7 +234,7 @@ int accounting_add(struct unikvm_vm *vm)
 	return ret;
 }
 
-/* After this no probe touches `vm`. */
+/* After this no probe touches `vm`: none finds it, and no vCPU is bound to what is not in the table of owners. */
 void accounting_remove(struct unikvm_vm *vm)
 {
 	unsigned long flags;
@@ -240,10 +242,6 @@ void accounting_remove(struct unikvm_vm *vm)
 
 	spin_lock_irqsave(&bind_lock, flags);
 	hash_del_rcu(&vm->node);
-	spin_unlock_irqrestore(&bind_lock, flags);
-	/* Whoever found it as an owner before may still bind a vCPU. */
-	synchronize_rcu();
-	spin_lock_irqsave(&bind_lock, flags);
 	for (i = 0; i < vm->used; i++)
 		hash_del_rcu(&vm->vcpus[i].node);
 	spin_unlock_irqrestore(&bind_lock, flags);

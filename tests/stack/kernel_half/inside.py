@@ -363,6 +363,32 @@ def case_nothing_leaks() -> None:
     assert uses() == 0
 
 
+def case_closed_while_running() -> None:
+    """Companions come and go beside a vCPU that never stops."""
+    import threading
+
+    before = vmalloc_used()
+    with guest(b"\xe6\x80\xeb\xfc") as (vm, vcpus):  # 1: out %al, $0x80; jmp 1b
+        ending = threading.Event()
+
+        def work() -> None:
+            while not ending.is_set():
+                run(vcpus[0].fd, kvm.KVM_RUN)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(30):
+            attached = companion.attach(vm.fd)
+            assert attached is not None
+            while exits.read(attached).exits < 10:
+                time.sleep(0)
+            attached.close()
+        ending.set()
+        thread.join()
+    assert vmalloc_used() == before
+    assert uses() == 0
+
+
 def case_other_vm() -> None:
     """What the process's other VM does is not counted, not even on the same thread."""
     with guest() as (vm, vcpus), guest() as (_, others):
