@@ -12,8 +12,9 @@
  *
  * Locks: probe_mutex protects which tracepoints have probes; it is taken below
  * the tracepoint module list's mutex (in the notifier). bind_lock protects the
- * tables' changes; it is a leaf. Probes read the tables under RCU: they run with
- * preemption disabled.
+ * tables' changes; it is a leaf. Probes read the tables under RCU, and say so:
+ * no tracepoint promises that it calls them with preemption disabled. They do
+ * that themselves: the cheapest way to be a reader where RCU is preemptible.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -24,6 +25,7 @@
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
 #include <linux/ptrace.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/task_stack.h>
 #include <linux/spinlock.h>
 #include <linux/timex.h>
@@ -122,7 +124,7 @@ static __always_inline void account(struct unikvm_vcpu *vcpu, u64 now, u64 *tota
 	vcpu->mark = now;
 }
 
-static void probe_entry(void *data, const void *cookie)
+static __always_inline void count_entry(const void *cookie)
 {
 	struct unikvm_vcpu *vcpu = vcpu_of(cookie);
 	struct unikvm_slot *slot;
@@ -165,7 +167,7 @@ static unsigned int exit_reason(const char *cookie, u32 isa)
 	return code < UNIKVM_REASON_HIGH ? code : UNIKVM_REASON_OTHER;
 }
 
-static void probe_exit(void *data, const void *cookie, u32 isa)
+static __always_inline void count_exit(const void *cookie, u32 isa)
 {
 	u64 now = get_cycles();
 	struct unikvm_vcpu *vcpu = vcpu_of(cookie);
@@ -195,7 +197,7 @@ static const void *vcpu_of_ioctl(void)
 	return file ? file->private_data : NULL;
 }
 
-static void probe_user_exit(void *data, u32 reason, int error)
+static __always_inline void count_user_exit(u32 reason, int error)
 {
 	struct unikvm_vcpu *vcpu = vcpu_of(vcpu_of_ioctl());
 	struct unikvm_slot *slot;
@@ -211,6 +213,27 @@ static void probe_user_exit(void *data, u32 reason, int error)
 		reason = KVM_EXIT_INTR;
 	slot->user_exits++;
 	slot->user_reason[min_t(u32, reason, UNIKVM_USER_REASONS - 1)]++;
+}
+
+static void probe_entry(void *data, const void *cookie)
+{
+	rcu_read_lock_sched_notrace();
+	count_entry(cookie);
+	rcu_read_unlock_sched_notrace();
+}
+
+static void probe_exit(void *data, const void *cookie, u32 isa)
+{
+	rcu_read_lock_sched_notrace();
+	count_exit(cookie, isa);
+	rcu_read_unlock_sched_notrace();
+}
+
+static void probe_user_exit(void *data, u32 reason, int error)
+{
+	rcu_read_lock_sched_notrace();
+	count_user_exit(reason, error);
+	rcu_read_unlock_sched_notrace();
 }
 
 /* --- attached VMs --- */
