@@ -115,9 +115,12 @@ static noinline struct unikvm_vcpu *bind(const void *cookie)
 /* Add the time since the last event to a total and its histogram; the new event is at `now`. */
 static __always_inline void account(struct unikvm_vcpu *vcpu, u64 now, u64 *total, u64 *histogram)
 {
-	u64 ticks = now - vcpu->mark;
+	s64 ticks = now - vcpu->mark;
 
 	if (vcpu->mark) {
+		/* Processors' TSCs may differ, and a vCPU moves between them. */
+		if (ticks < 0)
+			ticks = 0;
 		*total += ticks;
 		histogram[min_t(unsigned int, ilog2(ticks | 1), UNIKVM_BUCKETS - 1)]++;
 	}
