@@ -14,6 +14,8 @@
 struct unikvm_vcpu {
 	struct hlist_node node;		/* in the table of vCPUs; under bind_lock */
 	const void *cookie;		/* KVM's struct kvm_vcpu: compared, and read from with care */
+	const char *const *svm_vmcb;	/* members of it that are there to read; NULL: unknown */
+	const u32 *vmx_exit_reason;
 	struct unikvm_vm *vm;
 	struct unikvm_slot *slot;	/* in the mapped area */
 	u64 mark;			/* TSC of the last event; 0: none */

@@ -510,6 +510,32 @@ def case_structs_that_grew() -> None:
         os.close(fcntl.ioctl(fd, number, bytearray(bytes(attach_request(vm.fd, size=size)) + bytes(8))))
 
 
+def case_wrong_offsets() -> None:
+    """Offsets of another kernel make reasons wrong, and nothing else: what is read there is not followed blindly."""
+    parameters = dict(word.split("=") for word in os.environ["UNIKVM_PARAMETERS"].split())
+
+    def insert(**changed: int) -> None:
+        words = [f"{name}={value}" for name, value in {**parameters, **changed}.items()]
+        insmod(os.environ["UNIKVM_KO"], " ".join(words))
+
+    rmmod("unikvm")
+    for name in parameters:
+        refused(22, lambda name=name: insert(**{name: (1 << 20) + 1}))  # type: ignore[misc]
+    # Zeros, pointers of the kernel, and what is beside the vCPU.
+    for offset in (1, *range(8, 1 << 14, 1000), 1 << 20):
+        insert(svm_vmcb=offset, vmx_exit_reason=offset)
+        with guest() as (vm, vcpus):
+            attached = companion.attach(vm.fd)
+            assert attached is not None
+            assert to_halt(vcpus[0]) == OUTS
+            seen = exits.read(attached)
+            assert sum(seen.by_reason.values()) == seen.exits > OUTS, seen
+            attached.close()
+        rmmod("unikvm")
+    insert()
+    case_counts()
+
+
 def case_kernel_log() -> None:
     """Nothing of all this made the kernel complain."""
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
