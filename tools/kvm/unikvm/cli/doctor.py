@@ -52,7 +52,6 @@ def check_kvm() -> tuple[str, list[Check]]:
 
 def check_kernel_half() -> Check:
     import unikvm.sys.companion as companion
-    from unikvm.release import release
 
     try:
         info = companion.info()
@@ -60,8 +59,12 @@ def check_kernel_half() -> Check:
         return ("kernel half", "missing", str(error))
     if info is None:
         return ("kernel half", "missing", "no /dev/unikvm on this machine: not needed with a host VM")
-    if info.release != release():
-        return ("kernel half", "slow", f"{info.release} is loaded, the user half is {release()}: they do not match")
+    try:
+        companion.check_match(info)
+    except UnikvmError as error:
+        return ("kernel half", "slow", str(error))
+    if not info.has_reasons:
+        return ("kernel half", "slow", f"{info.release}, loaded without offsets from BTF: exits have no reasons")
     return ("kernel half", "ok", info.release)
 
 

@@ -74,6 +74,8 @@ def show_exits(machine: Machine) -> None:
     if companion is None:
         say("unikvm: no kernel half: nothing was counted")
         return
+    if not companion.info.has_reasons:
+        say("unikvm: the kernel half was loaded without offsets from BTF: hardware reasons are all 'other'")
     from unikvm.observe import exits
 
     for line in exits.table(exits.read(companion)).splitlines():

@@ -11,7 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from unikvm.errors import CANNOT_RUN
+from unikvm.errors import CANNOT_RUN, CannotRun
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unikvm.sys.companion import Info
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
 
     user = release()
     kernel = companion.info()
-    match = kernel is not None and kernel.release == user
+    match = kernel is not None and matches(kernel)
     if args.json:
         import json
 
@@ -38,6 +42,17 @@ def main(args: argparse.Namespace) -> int:
         else:
             sys.stdout.write(f"kernel half  {kernel.release}, ABI {kernel.major}.{kernel.minor}\n")
             sys.stdout.write(
-                "they match\n" if match else "they are of DIFFERENT commits: build both with `make build`\n"
+                "they match\n" if match else "they do NOT match: `make build` and load the kernel half anew\n"
             )
     return 0 if kernel is None or match else CANNOT_RUN
+
+
+def matches(kernel: Info) -> bool:
+    """By what a run goes by: the ABI and the kernel half's sources. A commit elsewhere in the tree parts nothing."""
+    import unikvm.sys.companion as companion
+
+    try:
+        companion.check_match(kernel)
+    except CannotRun:
+        return False
+    return True
