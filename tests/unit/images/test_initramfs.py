@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import io
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from unikvm.errors import CannotRun
 from unikvm.images.guest import guest_initramfs
 from unikvm.images.initramfs import Initramfs
 from unikvm.images.kernel import Kernel
@@ -66,7 +71,7 @@ def test_the_same_content_gives_the_same_bytes() -> None:
     assert len(archives[0]) % 4 == 0
 
 
-def test_the_guests_archive(tmp_path: Path, save: Callable[[str, bytes], str], monkeypatch: object) -> None:
+def test_the_guests_archive(tmp_path: Path, save: Callable[[str, bytes], str]) -> None:
     modules = tmp_path / "lib"
     modules.mkdir()
     make_module(modules, "low")
@@ -76,11 +81,60 @@ def test_the_guests_archive(tmp_path: Path, save: Callable[[str, bytes], str], m
     base = Initramfs()
     base.add_file("/init", b"the user's")
     base.add_file("/mine", b"mine")
-    path = guest_initramfs(kernel, init=init, modules=("high",), base=save("base.cpio", written(base)))
+    said: list[str] = []
+
+    def made(base: str | None) -> str:
+        return guest_initramfs(
+            kernel, init=init, modules=("high",), optional=("absent",), base=base, progress=said.append
+        )
+
+    path = made(save("base.cpio", written(base)))
     entries = read_back(Path(path).read_bytes())
     assert entries["init"][1] == b"the init"
     assert entries["mine"][1] == b"mine"
     listed = entries["unikvm/modules.list"][1].decode().split()
     assert listed == ["/lib/modules/6.1.0-test/low.ko", "/lib/modules/6.1.0-test/high.ko"]
     assert all(name.strip("/") in entries for name in listed)
-    assert guest_initramfs(kernel, init=init, modules=("high",), base=str(tmp_path / "base.cpio")) == path
+    assert any("no module absent" in line for line in said)
+    assert made(str(tmp_path / "base.cpio")) == path
+    assert made(None) != path
+    save("init", b"another init")
+    assert made(str(tmp_path / "base.cpio")) != path
+
+
+def test_a_kernel_whose_modules_nobody_knows(save: Callable[[str, bytes], str]) -> None:
+    """All may be built in: there is a guest, without modules."""
+    entries = read_back(Path(guest_initramfs(Kernel("/none", "6.1.0-test"), init=save("init", b"i"))).read_bytes())
+    assert entries["unikvm/modules.list"][1] == b""
+    assert not any(name.endswith(".ko") for name in entries)
+
+
+def test_what_cpio_itself_reads(tmp_path: Path) -> None:
+    if not shutil.which("cpio"):
+        pytest.skip("cpio is not installed")
+    archive = Initramfs()
+    archive.add_file("/a/file", b"x" * 1001, 0o640)
+    archive.add_symlink("/a/link", "file")
+    done = subprocess.run(["cpio", "-itv"], input=written(archive), capture_output=True, check=True)
+    listed = [line.split() for line in done.stdout.decode().splitlines()]
+    assert [(words[0], words[4], words[8]) for words in listed] == [
+        ("drwxr-xr-x", "0", "a"),
+        ("-rw-r-----", "1001", "a/file"),
+        ("lrwxrwxrwx", "4", "a/link"),
+    ]
+
+
+def test_what_cannot_be_written() -> None:
+    archive = Initramfs()
+    archive.add_file("/a", b"")
+    with pytest.raises(CannotRun, match="a is no directory"):
+        archive.add_file("/a/b", b"")
+    with pytest.raises(CannotRun, match="no name for a file"):
+        archive.add_file("x" * 4096, b"")
+
+    class Huge(bytes):
+        def __len__(self) -> int:
+            return 1 << 32
+
+    with pytest.raises(CannotRun, match="too large"):
+        archive.add_file("/huge", Huge())

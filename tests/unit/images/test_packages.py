@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from unikvm.errors import CannotRun
 from unikvm.images import cache, packages
+from unit.images.conftest import or_skip
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools/kvm"
 
@@ -32,7 +34,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, script:
     ("script", "message"),
     [
         ('echo "E: Unable to locate package nonsense" >&2; exit 100', "apt knows no package .*apt-get update"),
-        ('echo "E: Failed to fetch x  Could not connect" >&2; exit 100', "Failed to fetch.*is the network up"),
+        ('echo "E: Failed to fetch x  No answer [IP: ::1]" >&2; exit 100', "failed: No answer .is the network up"),
+        ('echo "E: Failed to fetch x  404  Not Found [IP: ::1]" >&2; exit 100', "404 Not Found .`apt-get update`"),
         ('echo "E: write, No space left on device" >&2; exit 100', "no room in the cache"),
         ("head -c 1000 /dev/zero > half.deb; kill -9 $$", "fetching nonsense failed"),
         ("head -c 1000 /dev/zero > broken.deb", "not a sound package"),
@@ -49,7 +52,9 @@ def test_failures_leave_nothing(
 
 
 def test_a_meta_package_is_remembered_when_apt_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(tmp_path, monkeypatch, "apt-cache", 'echo "linux-image-meta"; echo "  Depends: linux-image-6.1-real"')
+    stand_in(
+        tmp_path, monkeypatch, "apt-cache", 'echo "$3"; echo "  Depends: kmod"; echo "  Depends: linux-image-6.1-real"'
+    )
     said: list[str] = []
     assert packages.meant_by("linux-image-meta", said.append) == "linux-image-6.1-real"
     stand_in(tmp_path, monkeypatch, "apt-cache", "exit 1")
@@ -82,29 +87,51 @@ def test_two_at_once_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sum("waiting for another unikvm" in output for output in outputs) == 1
 
 
-def test_a_full_disk_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], check=False)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system takes root")
-    try:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(small))
-        with pytest.raises(CannotRun, match=f"no room in the cache {small}"):
-            cache.write(cache.entry("some", "file"), [bytes(1 << 20)])
-        assert not [path for path in small.rglob("*") if path.is_file()]
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+def test_a_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """apt-cache answers for the packages that match, which were not asked for."""
+    stand_in(tmp_path, monkeypatch, "apt-cache", 'echo "linux-image-6.12.1-amd64"; echo "  Depends: kmod"')
+    with pytest.raises(CannotRun, match=r"apt knows no package linux-image-6.12 .`apt-get update`"):
+        packages.meant_by("linux-image-6.12", lambda _text: None)
 
 
-def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(CannotRun, match="XDG_CACHE_HOME names another place"):
-        cache.root()
+def test_apt_speaks_the_language_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    stand_in(tmp_path, monkeypatch, "apt-cache", 'test "$LC_ALL" = C && echo "$3" && echo "  Depends: linux-image-1"')
+    assert packages.meant_by("linux-image-meta", lambda _text: None) == "linux-image-1"
+
+
+def test_a_killed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    """apt-get ends with this program, and the next run removes what is left."""
+    if not shutil.which("setpriv"):
+        pytest.skip("util-linux' setpriv ties a download's life to its caller's")
+    stand_in(
+        tmp_path, monkeypatch, "apt-get", f"echo $$ > {tmp_path}/pid; head -c 100 /dev/zero > half.deb; exec sleep 60"
+    )
+    code = "from unikvm.images import packages; packages.fetched('p', print)"
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(TOOLS)}) as run:
+        while not list(own_cache.glob("packages/.new-*/.download/half.deb")):
+            time.sleep(0.01)
+        assert cache._is_held(str(next(own_cache.glob("packages/.new-*"))))
+        run.kill()
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.setattr(cache, "ABANDONED_AFTER", -1)
+    cache.write(cache.entry("packages", "other"), [b""])
+    assert os.listdir(own_cache / "packages") == ["other"]
 
 
 @pytest.mark.network
 def test_a_real_package() -> None:
-    folder = packages.fetched("busybox-static", lambda _text: None)
+    folder = or_skip(lambda: packages.fetched("busybox-static", lambda _text: None))
     assert (Path(folder) / "bin/busybox").exists()
+
+
+@pytest.mark.network
+def test_a_real_download_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
+    with pytest.raises(CannotRun, match=f"no room in the cache {small_disk}/unikvm: it holds . MiB, 0 MiB are free"):
+        or_skip(lambda: packages.fetched("busybox-static", lambda _text: None))
+    assert not [path for path in small_disk.rglob("*") if path.is_file() and path.suffix != ".lock"]

@@ -142,9 +142,10 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
         from unikvm.images.guest import guest_initramfs
         from unikvm.images.kernel import find_kernel
 
-        found = find_kernel(spec, progress=_progress(plan))
+        tell = _progress(plan)
+        found = find_kernel(spec, progress=tell)
         kernel = found.image
-        initrd = guest_initramfs(found, init=init_binary(), base=plan.config.initrd)
+        initrd = guest_initramfs(found, init=init_binary(), base=plan.config.initrd, progress=tell)
     if not is_elf(kernel):
         from unikvm.images.vmlinux import vmlinux
 

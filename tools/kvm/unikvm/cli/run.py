@@ -151,7 +151,9 @@ def parse_disk(text: str) -> Disk:
 
 def main(args: Options | Namespace) -> int:
     from unikvm.cli.plan import choose_host, load, make_plan
+    from unikvm.cli.terminal import end_on_signals
 
+    end_on_signals()
     if args.prepared:
         from unikvm.cli.run_local import run
 

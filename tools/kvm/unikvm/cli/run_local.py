@@ -7,7 +7,7 @@ import os
 
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
-from unikvm.cli.terminal import EscapeFilter, end_on_signals, on_resize, raw_mode, say, window_size
+from unikvm.cli.terminal import EscapeFilter, on_resize, raw_mode, say, window_size
 from unikvm.errors import CannotRun
 from unikvm.machine.events import CommandExit, Event, Panic, PowerOff, Reset
 from unikvm.machine.machine import Machine
@@ -27,7 +27,6 @@ SECONDS_TO_POWER_OFF = 30.0
 
 def run(plan: Plan) -> int:
     """Run to the end; returns the exit status. Errors before the guest runs are raised."""
-    end_on_signals()
     phases = Phases(plan.verbose)
     guest = _Guest(plan)
     try:

@@ -7,7 +7,7 @@ import os
 
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
-from unikvm.cli.terminal import end_on_signals, on_resize, raw_mode, say, window_size
+from unikvm.cli.terminal import on_resize, raw_mode, say, window_size
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm, with_host
@@ -22,7 +22,6 @@ RESULT = "/run/unikvm-result.json"  # in the host VM
 
 def run(plan: Plan) -> int:
     """Run to the end; returns the exit status."""
-    end_on_signals()
     _warn_about_disks(plan)
     progress = Progress(plan)
     kernel = find_kernel(plan.host_kernel, progress=progress.say)

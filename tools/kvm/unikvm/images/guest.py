@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Sequence
 
 from unikvm.errors import CannotRun
 from unikvm.images import cache, packages
-from unikvm.images.cache import Say
-from unikvm.images.initramfs import Initramfs
 from unikvm.images.kernel import Kernel, quiet
 from unikvm.images.modules import decompressed, resolve
 
-MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "virtio_rng")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unikvm.images.cache import Say
+    from unikvm.images.initramfs import Initramfs
+
+LAYOUT = "1"  # changes when the same parts would make another archive
+KEPT = 16  # archives in the cache, 4 MB each
+# Without these two there is no way into the guest; a kernel developer's configuration may lack the rest.
+MODULES = ("virtio_pci", "virtio_console")
+OPTIONAL_MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng")
 MODULES_LIST = "/unikvm/modules.list"
 BUSYBOX = "/bin/busybox"
 
@@ -24,28 +31,38 @@ def guest_initramfs(
     *,
     init: str,
     modules: Sequence[str] = MODULES,
+    optional: Sequence[str] = OPTIONAL_MODULES,
     base: str | None = None,
     progress: Say = quiet,
 ) -> str:
     """The path of an initramfs for `kernel`, in the cache; its content decides its name, so it is made once.
 
     `init` is the built tools/kvm/guest binary. `base` is an initramfs of the user's own, which ours comes on top of:
-    /init is then ours, everything else the user's.
+    /init is then ours, everything else the user's. For a kernel of which no modules are known (find_kernel says so)
+    there are none in it.
     """
     busybox = busybox_binary(progress)
-    paths = resolve(kernel.modules, kernel.release, modules)
-    parts = [kernel.release, *map(cache.identity, (init, *paths))]
+    paths = []
+    if kernel.modules:
+        paths = resolve(kernel.modules, kernel.release, modules, optional=optional, say=progress)
+    parts = [LAYOUT, kernel.release, *map(cache.identity, (init, *paths))]
     parts += [cache.identity(busybox)] if busybox else []
     parts += [cache.identity(base)] if base else []
     path = cache.entry("initramfs", cache.digest(*parts))
-    if not os.path.exists(path):
-        archive = _archive(kernel, init, paths, busybox)
-        start = _read(base) if base else b""
-        cache.write(path, [start, bytes(-len(start) % 4), _bytes(archive)])
+    if os.path.exists(path):
+        cache.used(path)
+        return path
+    start = _read(base) if base else b""
+    cache.write(path, [start, bytes(-len(start) % 4), _bytes(_archive(kernel, init, paths, busybox))])
+    cache.keep_newest(os.path.dirname(path), KEPT)
     return path
 
 
 def _archive(kernel: Kernel, init: str, paths: Sequence[str], busybox: str) -> Initramfs:
+    import stat
+
+    from unikvm.images.initramfs import Initramfs
+
     archive = Initramfs()
     archive.add_file("/init", _read(init))
     archive.add_dir("/dev")

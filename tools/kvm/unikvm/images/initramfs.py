@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import BinaryIO
 
 from unikvm.errors import CannotRun
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 MAGIC = b"070701"
 TRAILER = "TRAILER!!!"
 MAX_FILE = 0xFFFF_FFFF  # the format has 8 hexadecimal digits for a size
+MAX_NAME = 4096  # Linux passes over longer ones, the final NUL included (init/initramfs.c, N_ALIGN(PATH_MAX))
 
 
 class Initramfs:
@@ -40,9 +44,13 @@ class Initramfs:
 
     def _add(self, path: str, mode: int, data: bytes = b"", device: int = 0) -> None:
         path = path.strip("/")
+        if len(os.fsencode(path)) >= MAX_NAME or "\0" in path:
+            raise CannotRun(f"no name for a file in an initramfs: {path[:40]!r}...")
         parent = os.path.dirname(path)
         if parent and parent not in self._entries:
             self.add_dir(parent)
+        if parent and not stat.S_ISDIR(self._entries[parent][0]):
+            raise CannotRun(f"{path} cannot be in an initramfs where {parent} is no directory")
         self._entries[path] = (mode, data, device)
 
     def write(self, file: BinaryIO) -> None:
