@@ -59,8 +59,8 @@ def test_arguments_directory_and_environment(host: HostVm) -> None:
 
 def test_no_such_command(host: HostVm) -> None:
     with pytest.raises(CannotRun, match=r"in the host VM: /no/such .*No such file"):
-        host.exec(["/no/such"])
-    assert host.exec(["true"]).status == 0
+        host.exec(["/no/such"], stdin=b"x" * 100_000)
+    assert host.exec(["cat"], stdin=b"mine").stdout == b"mine"
 
 
 def test_time_out(host: HostVm) -> None:

@@ -45,10 +45,9 @@ class Init:
         self.ctl.sendall(request + wire.encode("eof", str(len(stdin))))
         self.ctl.setblocking(False)
         pending = memoryview(stdin)
-        while not command.done or len(pending):
-            readable, writable, _ = select.select(
-                [self.ctl, self.stdout, self.stderr], [self.stdin] if len(pending) else [], [], PATIENCE
-            )
+        while not command.done or (command.pid and len(pending)):
+            feeding = [self.stdin] if command.pid and len(pending) else []
+            readable, writable, _ = select.select([self.ctl, self.stdout, self.stderr], feeding, [], PATIENCE)
             assert readable or writable, "init is stuck"
             if writable:
                 pending = pending[self.stdin.send(pending[:50000]) :]
@@ -104,10 +103,10 @@ def test_a_default_path_is_there(init: Init) -> None:
 
 @pytest.mark.parametrize("how", [{"argv": ["/no/such"]}, {"argv": ["true"], "cwd": "/no/such"}])
 def test_what_cannot_start_says_why(init: Init, how: dict[str, object]) -> None:
-    command, _, _ = init.run(wire.exec_line(**how))  # type: ignore[arg-type]
+    command, _, _ = init.run(wire.exec_line(**how), b"for nobody")  # type: ignore[arg-type]
     assert "/no/such" in command.error
     assert "No such file" in command.error
-    assert init.shell("echo still here")[1] == b"still here\n"
+    assert init.shell("echo still here; cat", b"mine")[1] == b"still here\nmine"
 
 
 def test_large_streams_are_exact(init: Init) -> None:

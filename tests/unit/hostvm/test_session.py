@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -113,13 +114,26 @@ def test_many_commands(front: Front) -> None:
         assert front.run(f"exit {number}", b"unread" * number)[0].status == number
 
 
-@pytest.mark.xfail(reason="races: 100 kB of input behind a refused command can stall init; known, not mended yet")
 def test_a_refused_command_leaves_no_input_behind(front: Front) -> None:
     request = wire.exec_line(["/no/such"])
     command, _ = front.session.run(request, b"x" * 100_000, front.out.extend, front.err.extend)
     assert "No such file" in command.error
     front.run("cat", b"mine")
     assert front.out == b"mine"
+
+
+def test_no_input_leaves_before_init_took_the_command() -> None:
+    pairs = {port: socket.socketpair() for port in wire.PORTS}
+    session = Session({port: pair[0] for port, pair in pairs.items()}, FakeWatchdog(), [], lambda: None)  # type: ignore[arg-type]
+    pairs[wire.PORT_CTL][1].sendall(wire.encode("error", "no"))
+    command, _ = session.run(wire.exec_line(["x"]), b"input", bytearray().extend, bytearray().extend)
+    assert command.error == "no"
+    with pytest.raises(BlockingIOError):
+        pairs[wire.PORT_STDIN][1].recv(1, socket.MSG_DONTWAIT)
+    session.close()
+    for ours, theirs in pairs.values():
+        ours.close()
+        theirs.close()
 
 
 def test_what_is_typed_is_filtered(front: Front) -> None:

@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define PROTOCOL	"1"	/* wire.PROTOCOL of the user half */
+#define PROTOCOL	"2"	/* wire.PROTOCOL of the user half */
 #define PORT_PATIENCE	15000	/* ms until a missing port is an error */
 
 enum port { PORT_CTL, PORT_STDIN, PORT_STDOUT, PORT_STDERR, PORT_COUNT };

@@ -5,8 +5,10 @@
  * No byte is lost: output is read until nothing is left after the command was
  * reaped, the `exit` line goes out last and says how many bytes each port
  * carried, and the other end waits for them. Standard input belongs to a command
- * until the `eof` line with its length has come: what a command did not read
- * is dropped, and never given to the next one.
+ * from its `ok` until the `eof` line with its length has come: what a command
+ * did not read is dropped, and never given to the next one. The port and ctl are
+ * two queues, so this holds only because the other end sends nothing before the
+ * `ok`: bytes on the port without an `eof` are then the last command's for certain.
  */
 #include "init.h"
 #include "order.h"
@@ -260,9 +262,6 @@ const char *job_start(struct words *words, pid_t *pid)
 	stream_reset(&job.in);
 	stream_reset(&job.out);
 	stream_reset(&job.err);
-	/* From here on an `eof` line will come, and the bytes before it, whether the command starts or not. */
-	job.in.from = port_fd[PORT_STDIN];
-	job.stdin_total = EOF_UNKNOWN;
 	refused = order_parse(words, &order);
 	if (refused)
 		return refused;
@@ -277,9 +276,10 @@ const char *job_start(struct words *words, pid_t *pid)
 		snprintf(why, sizeof(why), "%.200s (in %.200s): %s", order.argv[0], order.cwd,
 			 strerror(failed));
 		disconnect();
-		job.in.from = port_fd[PORT_STDIN];
+		job.in.from = -1;	/* no `ok`, so no input either */
 	} else {
 		job.pid = *pid;
+		job.stdin_total = EOF_UNKNOWN;
 	}
 	free(order.env);
 	return failed ? why : NULL;

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PROTOCOL = "1"  # init.h: PROTOCOL
+PROTOCOL = "2"  # init.h: PROTOCOL
 PORT_CTL, PORT_STDIN, PORT_STDOUT, PORT_STDERR = PORTS = (
     "unikvm.ctl",
     "unikvm.stdin",

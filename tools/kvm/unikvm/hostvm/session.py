@@ -193,7 +193,11 @@ class _Timeout:
 
 
 class _Course:
-    """The bytes of one command on the front's side."""
+    """The bytes of one command on the front's side.
+
+    No input leaves before init's `ok`. It travels in another queue than the lines: earlier, it could overtake the `eof`
+    of the command before and be dropped as that one's; and a command that cannot start leaves none behind.
+    """
 
     def __init__(self, stdin: int | bytes | None, out: Sink, err: Sink, typed: Callable[[bytes], bytes] | None) -> None:
         self.command = Command()
@@ -208,6 +212,8 @@ class _Course:
     def wanted(self, ports: Mapping[str, socket.socket]) -> dict[int, int]:
         """What to poll for."""
         fds = {ports[port].fileno(): select.POLLIN for port in self._sinks}
+        if not self.command.pid:
+            return fds
         if self._pending:
             fds[ports[PORT_STDIN].fileno()] = select.POLLOUT
         elif self._source >= 0:
@@ -225,7 +231,7 @@ class _Course:
             elif self._typed is not None:
                 data = self._typed(data)
             self._pending = data
-        if self._pending:
+        if self._pending and self.command.pid:
             try:
                 count = ports[PORT_STDIN].send(self._pending)
             except BlockingIOError:
@@ -247,7 +253,8 @@ class _Course:
             sink(data)
 
     def announce_eof(self, send: Callable[..., None], *, force: bool = False) -> None:
-        """Tell init how long stdin was, once it is over or nobody reads it any more."""
-        if not self._announced and (force or (self._source < 0 and not self._pending)):
+        """Tell init how long the stdin of a command that started was, once it is over or nobody reads it any more."""
+        over = force or (self._source < 0 and not self._pending)
+        if over and self.command.pid and not self._announced:
             self._announced = True
             send("eof", str(self._sent))
