@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Imports point down: cli → {bisect, check, hostvm, observe, control} → machine → … → sys → uapi → pure.
+"""Imports point down: cli → {bisect, check} → campaign → {hostvm, observe, control} → machine → … → sys → uapi → pure.
 
 Imports inside functions count, and so do those for type checking alone: whoever names a type depends on it.
 """
@@ -21,7 +21,9 @@ LAYERS = (
     ("memory", "bus", "irq", "pci", "msix"),
     ("arch", "devices", "virtio", "display", "images", "boot"),
     ("machine",),
-    ("bisect", "check", "hostvm", "observe", "control"),
+    ("hostvm", "observe", "control"),
+    ("campaign",),
+    ("bisect", "check"),
     ("cli",),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

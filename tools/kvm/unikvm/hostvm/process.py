@@ -135,6 +135,14 @@ def _become(argv: Sequence[str], fds: Sequence[int], prepare: Callable[[], None]
     os.execvp(argv[0], list(argv))
 
 
+def end_with_parent() -> None:
+    """Make the kernel kill this process, and with it what it spawned, when the thread that started it ends."""
+    parent = os.getppid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent == 1 or os.getppid() != parent:
+        os._exit(127)
+
+
 def _check(result: int, what: str) -> None:
     if result:
         error = ctypes.get_errno()

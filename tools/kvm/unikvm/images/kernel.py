@@ -81,14 +81,14 @@ def _of_machine() -> Kernel | None:
     images = [f"/boot/vmlinuz-{os.uname().release}"]
     if os.path.isdir("/boot"):
         names = [name for name in os.listdir("/boot") if name.startswith("vmlinuz-")]
-        images += [f"/boot/{name}" for name in sorted(names, key=_by_version, reverse=True)]
+        images += [f"/boot/{name}" for name in sorted(names, key=by_version, reverse=True)]
     return next((_from_image(image) for image in images if os.access(image, os.R_OK)), None)
 
 
 def _from_package(name: str, progress: Say) -> Kernel:
     if not name.startswith("linux-"):
         name = IMAGE + name
-    version, flavour = _parts_of(name.removeprefix(IMAGE))
+    version, flavour = parts_of(name.removeprefix(IMAGE))
     if version.count(".") >= 2:
         return _unpacked(packages.fetched(name, progress))
     # A meta package: linux-image-cloud-amd64, linux-image-6.12-cloud-amd64
@@ -110,18 +110,18 @@ def _newest_cached(version: str = "", flavour: str = "") -> Kernel | None:
     if version:
         releases = [release for release in releases if release.startswith(f"{version}.")]
     if flavour:
-        releases = [release for release in releases if _parts_of(release)[1] == flavour]
-    return _unpacked(os.path.join(folder, IMAGE + max(releases, key=_by_version))) if releases else None
+        releases = [release for release in releases if parts_of(release)[1] == flavour]
+    return _unpacked(os.path.join(folder, IMAGE + max(releases, key=by_version))) if releases else None
 
 
-def _parts_of(release: str) -> tuple[str, str]:
+def parts_of(release: str) -> tuple[str, str]:
     """Version and flavour of a release: 6.1.0-56, cloud-amd64."""
     words = release.split("-")
     count = next((at for at, word in enumerate(words) if not word[:1].isdigit()), len(words))
     return "-".join(words[:count]), "-".join(words[count:])
 
 
-def _by_version(name: str) -> list[int]:
+def by_version(name: str) -> list[int]:
     """A key to sort releases by: their numbers."""
     return [int(word) for word in "".join(c if c in "0123456789" else " " for c in name).split()]
 

@@ -136,3 +136,14 @@ def dependencies(name: str) -> list[str]:
         return []
     parts = [line.strip().partition(": ") for line in lines]
     return [package for kind, _, package in parts if kind == "Depends"]
+
+
+def known_packages(prefix: str) -> list[str]:
+    """Names of the packages that begin with `prefix`: those apt knows, and those in the cache."""
+    import shutil
+
+    folder = cache.entry("packages")
+    names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    if shutil.which("apt-cache"):
+        names.update(_run(["apt-cache", "pkgnames", prefix]).stdout.split())
+    return sorted(name for name in names if name.startswith(prefix))

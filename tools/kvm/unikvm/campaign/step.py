@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One run of a test: a commit's halves are built, a host VM is booted with its kernel half, and the test runs in it.
+
+Runs in a process of its own (`python3 step.py` reads a Job as JSON and writes a Result), so that it can be ended, and
+so that a defect of one run is not the campaign's end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environment decides what runs
+    _HERE = os.path.dirname(os.path.abspath(__file__))
+    sys.path[0] = os.path.dirname(os.path.dirname(_HERE))
+    sys.path.append(
+        os.path.join(_HERE, "../../../../build/venv/lib/python{}.{}/site-packages".format(*sys.version_info))
+    )
+
+from unikvm.campaign import builds, verdict
+from unikvm.campaign.git import Repository
+from unikvm.campaign.verdict import FAIL, SKIP, Result
+from unikvm.errors import CannotRun, UnikvmError
+from unikvm.hostvm.config import HostConfig
+from unikvm.hostvm.host import HostVm
+from unikvm.hostvm.watchdog import HostError
+from unikvm.images.artifacts import init_binary
+from unikvm.images.kernel import find_kernel
+from unikvm.observe.reasons import module_parameters
+
+KEPT_OUTPUT = 256 << 10  # bytes of a test's output, the end of it
+KEPT_CONSOLE = 64 << 10
+ATTEMPTS = 2  # of a run whose host VM hangs or cannot be had
+INHERITED = ("HOME", "LANG", "TERM", "XDG_CACHE_HOME", "UNIKVM_DEBUG")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run. `repository` and `folder` (for worktrees) are paths.
+
+    `kernel` is the host's, as find_kernel takes it; `timeout` in seconds for the test alone; None: none.
+    """
+
+    repository: str
+    folder: str
+    commit: str
+    kernel: str
+    command: tuple[str, ...]
+    cwd: str = "/"
+    timeout: float | None = None
+    shares: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    patience: float = 1.0
+    attempts: int = ATTEMPTS
+
+    def dump(self) -> str:
+        """JSON for `load`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> Job:
+        """The job that `dump` wrote."""
+        fields = json.loads(text)
+        for name in ("command", "shares"):
+            fields[name] = tuple(fields[name])
+        fields["env"] = tuple((name, value) for name, value in fields["env"])
+        return cls(**fields)
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 3)
+
+
+def say(text: str) -> None:
+    """A line of progress, for the log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(job: Job) -> Result:
+    """Build and test. What is no fault of the test is tried again, and then a skip: never a verdict."""
+    clock = _Clock()
+    result = Result(SKIP, "it was not tried")
+    for attempt in range(1, job.attempts + 1):
+        try:
+            result = _attempt(job, clock)
+        except builds.BuildFailed as error:
+            result = Result(SKIP, error.message, output=error.log)
+            attempt = job.attempts  # the compiler will not think better of it
+        except HostError as error:
+            if error.kind == "host-panic":
+                result = Result(FAIL, "host-panic", error.outcome, console=error.console)
+            else:
+                result = Result(SKIP, error.message, console=error.console)
+        except UnikvmError as error:
+            result = Result(SKIP, str(error))
+        result.tries = attempt
+        if result.verdict != SKIP or attempt >= job.attempts:
+            break
+        say(f"{result.reason}; trying once more")
+    if result.verdict == FAIL:
+        result.signature = verdict.signature_of(result.reason, result.output, result.console)
+    result.seconds = clock.seconds
+    return result
+
+
+def _attempt(job: Job, clock: _Clock) -> Result:
+    repository = Repository(job.repository)
+    kernel = find_kernel(job.kernel, progress=say)
+    kernel_content, user_content = repository.content(job.commit)
+    with clock.phase("check-out"), _locked(job, "checkout"):
+        tree = _tree(job, repository)
+    with clock.phase("build"), _locked(job, job.commit):
+        module = builds.kernel_half(tree, kernel_content, kernel, say)
+        builds.user_half(tree, user_content, say)
+    host = HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=job.shares, patience=job.patience), say=say)
+    with clock.phase("boot"):
+        host.start()
+    with host:
+        try:
+            host.insmod(module, module_parameters(kernel))
+        except HostError:
+            raise
+        except UnikvmError as error:  # this kernel half is not for this kernel, or refuses it: that is what is tested
+            return Result(FAIL, f"insmod: {error.message}", console=host.console_tail(KEPT_CONSOLE))
+        with clock.phase("test"):
+            return _test(job, host, tree)
+
+
+def _test(job: Job, host: HostVm, tree: str) -> Result:
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment |= {
+        "PATH": f"{tree}/scripts:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "UNIKVM_TREE": tree,
+        "UNIKVM_COMMIT": job.commit,
+        "UNIKVM_HOST_KERNEL": host.config.kernel.release,
+        **dict(job.env),
+    }
+    output = bytearray()
+
+    def take(data: bytes) -> None:
+        output.extend(data)
+        del output[: max(0, len(output) - 2 * KEPT_OUTPUT)]
+
+    try:
+        end = host.exec(
+            ["/usr/bin/env", "--", *job.command],
+            cwd=job.cwd,
+            env=environment,
+            stdout=take,
+            stderr=take,
+            timeout=job.timeout,
+        )
+    except HostError as error:
+        if error.kind != "host-panic":
+            raise
+        return Result(FAIL, "host-panic", error.outcome, output=_text(output), console=error.console)
+    text = _text(output)
+    kind, reason = verdict.of_status(end.shell_status, end.timed_out, text)
+    return Result(kind, reason, end.shell_status, output=text, console=host.console_tail(KEPT_CONSOLE))
+
+
+def _text(output: bytearray) -> str:
+    return bytes(output[-KEPT_OUTPUT:]).decode("utf-8", "replace")
+
+
+def _tree(job: Job, repository: Repository) -> str:
+    """The worktree of the job's commit; made, and made again where an interrupted run left half of one."""
+    tree = os.path.join(job.folder, job.commit[:16])
+    whole = os.path.join(job.folder, f"{job.commit[:16]}.whole")
+    if not os.path.exists(whole):
+        shutil.rmtree(tree, ignore_errors=True)
+        try:
+            repository.check_out(job.commit, tree)
+        except CannotRun:
+            if shutil.disk_usage(job.folder).free < 16 << 20:
+                raise CannotRun(f"no room for a worktree in {job.folder}") from None
+            raise
+        open(whole, "w", encoding="ascii").close()
+    return tree
+
+
+@contextmanager
+def _locked(job: Job, name: str) -> Iterator[None]:
+    """Other runs of this campaign wait: two may be of one commit."""
+    with open(os.path.join(job.folder, f"{name}.lock"), "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    """Read a Job, write a Result."""
+    from unikvm.hostvm.process import end_with_parent
+
+    end_with_parent()
+    job = Job.load(sys.stdin.read())
+    os.makedirs(job.folder, exist_ok=True)
+    try:
+        result = run(job)
+    except OSError as error:
+        result = Result(SKIP, f"{error.filename or 'error'}: {error.strerror}")
+    json.dump(asdict(result), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
