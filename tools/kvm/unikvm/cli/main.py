@@ -11,6 +11,7 @@ from unikvm.errors import CANNOT_RUN, VMM_ERROR, UnikvmError
 # Name → one line. The modules are imported when they are called for: start-up time is a feature.
 COMMANDS = {
     "run": "boot a kernel or a payload, with a command if you like",
+    "bisect": "find the commit that broke a test, and which half of it",
     "doctor": "what this machine can do, and what is missing",
     "version": "both halves, their commits, and whether they match",
     "completion": "print a shell's completion script",
@@ -45,7 +46,8 @@ def usage() -> str:
         "examples:\n"
         "  unikvm run payload.elf                   a bare-metal payload on /dev/kvm\n"
         "  unikvm run -- uname -a                   a command in a Linux guest\n"
-        "  unikvm run -k arch/x86/boot/bzImage      your own kernel, with a shell\n\n"
+        "  unikvm run -k arch/x86/boot/bzImage      your own kernel, with a shell\n"
+        "  unikvm bisect --good v0.1 -- TEST        which commit broke it, and which half\n\n"
         "`unikvm COMMAND --help` says more of each.\n"
     )
 

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`unikvm bisect`: the first commit, or host kernel, at which TEST fails, and which half of the tree broke it.
+
+TEST runs in a host VM with each commit's kernel half loaded and its `unikvm` on PATH; cwd is yours.
+Its status: 0 good, 125 skip, all else bad (120 panic, 121 hang, 124 time-out ...).
+
+examples:
+  unikvm bisect --good v0.1 -- unikvm run payload.elf
+  unikvm bisect --good HEAD~30 -j 2 --html r.html -- unikvm run -- dmesg -l err
+  unikvm bisect --host-kernels 6.1.0-47..6.1.0-56 -- ./test.sh
+  unikvm bisect --resume                       after Ctrl-C, a crash or a full disk
+status: 0 found; 1 several are left (the rest cannot be tested); 125 could not bisect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from unikvm.errors import CANNOT_RUN, CannotRun, UnikvmError
+
+USAGE = "unikvm bisect --good REV [--bad REV] [OPTION...] -- TEST..."
+SEVERAL_LEFT = 1
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unikvm.bisect.session import Answer
+    from unikvm.bisect.store import Row, Settings, Store
+    from unikvm.bisect.trials import Trials
+    from unikvm.campaign.git import Repository
+    from unikvm.campaign.runners import Runner
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--good", metavar="REV", action="append", default=[], help="a commit at which TEST passes; repeatable")
+    add("--bad", metavar="REV", default="HEAD", help="a commit at which TEST fails (default: HEAD)")
+    add("--host-kernels", metavar="LIST", help="search host kernels: FIRST..LAST, releases, files; commas between")
+    add("--host-kernel", metavar="SPEC", help="the one host kernel (default: Debian's)")
+    add("--repository", metavar="DIR", default=".", help="this tree or a fork of it (default: here)")
+    add("--first-parent", action="store_true", help="follow only the first parent of merges")
+    add("--skip", metavar="REV", action="append", default=[], help="a commit that cannot be tested; repeatable")
+    add("-j", "--jobs", metavar="N", type=int, default=1, help="runs at once (default: 1)")
+    add("--scheduler", metavar="ADDR", help="run on the workers of a dask.distributed cluster, tcp://…")
+    add("--timeout", metavar="S", type=float, default=300.0, help="for TEST: no end within S seconds is bad (300)")
+    add("--share", metavar="DIR", action="append", default=[], help="directory that TEST may write to; repeatable")
+    add("--signature", metavar="RE", help="only failures like this are bad, others skip; `bad`: as at the bad end")
+    add("--flaky", action="store_true", help="TEST fails now and then: Bayesian search")
+    add("--failure-rate", metavar="P", type=float, help="how often it fails where it is bad (default: estimated)")
+    add("--false-rate", metavar="P", type=float, help="how often it fails where it is good (default: estimated)")
+    add("--confidence", metavar="P", type=float, default=0.99, help="with --flaky: when to stop (0.99)")
+    add("--max-runs", metavar="N", type=int, default=500, help="of one search (500)")
+    add("--resume", metavar="NAME", nargs="?", const="", help="go on with the last bisection, or that one")
+    add("--log", metavar="NAME", nargs="?", const="", help="print its log, for git bisect replay")
+    add("--replay", metavar="FILE", help="start from a log of git bisect")
+    add("--dirty", action="store_true", help="go on though the checkout has changes, which no run would test")
+    add("--json", metavar="FILE", help="write the answer and every run as JSON")
+    add("--junit", metavar="FILE", help="likewise for a CI service")
+    add("--html", metavar="FILE", help="likewise as a page with all logs (one is always kept with the bisection)")
+
+
+def main(args: argparse.Namespace) -> int:
+    from unikvm.bisect.store import Store, latest, new_name
+    from unikvm.cli.terminal import end_on_signals
+
+    end_on_signals()
+    if args.log is not None:
+        return _print_log(args.log or latest())
+    if args.resume is not None:
+        store = Store(args.resume or latest())
+        say(f"going on with {store.name}: {len(store.rows)} runs are done")
+    else:
+        store = Store(new_name(), settings_of(args))
+    try:
+        return _work(args, store)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nunikvm: stopped; `unikvm bisect --resume {store.name}` goes on\n")
+        return CANNOT_RUN  # no verdict for whoever called
+    finally:
+        store.close()
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"unikvm: {text}\n")
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What was asked for, with every revision and kernel resolved. Raises CannotRun."""
+    from unikvm.bisect import gitlog
+    from unikvm.bisect.kernels import kernels_of
+    from unikvm.bisect.store import Settings
+    from unikvm.campaign.git import git
+    from unikvm.images.kernel import find_kernel
+
+    if not args.command:
+        raise CannotRun("no test", hint="unikvm bisect --good REV -- TEST")
+    source = git(args.repository, "rev-parse", "--show-toplevel").strip()
+    changed = git(source, "status", "--porcelain", "--untracked-files=no").splitlines()
+    if changed and not args.dirty:
+        raise CannotRun(
+            f"the checkout {source} has {len(changed)} changed files, which no run would test",
+            hint="commit or stash them, or --dirty to go on without them",
+        )
+    good, bad = list(args.good), args.bad
+    marks: list[tuple[str, str]] = []
+    if args.replay:
+        bads, good, marks = gitlog.read(args.replay)
+        bad = bads[0] if bads else args.bad
+    if not good and not args.host_kernels:
+        raise CannotRun("no good end", hint="--good REV: a commit at which the test passes; or --host-kernels")
+    bad_commit = resolved(source, bad, "--bad")
+    goods = tuple(resolved(source, rev, "--good") for rev in good) or (bad_commit,)
+    if good:
+        check_ends(source, goods, bad_commit)
+    kernels = kernels_of(args.host_kernels) if args.host_kernels else ()
+    if len(kernels) < 2:
+        kernels = (find_kernel(args.host_kernel or (kernels or (None,))[0], progress=say).release,)
+    return Settings(
+        source=source,
+        good=goods,
+        bad=bad_commit,
+        kernels=kernels,
+        command=pinned(args.command),
+        cwd=os.getcwd(),
+        first_parent=args.first_parent,
+        skip=tuple(resolved(source, rev, "--skip") for rev in args.skip),
+        marks=tuple((kind, resolved(source, rev, "the log's commit")) for kind, rev in marks),
+        timeout=args.timeout,
+        shares=tuple(os.path.abspath(share) for share in args.share),
+        signature=args.signature,
+        flaky=args.flaky or args.failure_rate is not None,
+        failure_rate=args.failure_rate,
+        false_rate=args.false_rate,
+        confidence=args.confidence,
+        max_runs=args.max_runs,
+    )
+
+
+def resolved(source: str, rev: str, what: str) -> str:
+    """The commit's SHA."""
+    from unikvm.campaign.git import git
+
+    try:
+        return git(source, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}").strip()
+    except CannotRun:
+        raise CannotRun(f"{what} {rev}: no such commit in {source}") from None
+
+
+def check_ends(source: str, goods: tuple[str, ...], bad: str) -> None:
+    """The good ends must be in the bad one."""
+    from unikvm.campaign.git import git
+
+    for good in goods:
+        if good == bad:
+            raise CannotRun("the good end and the bad end are one commit")
+        base = git(source, "merge-base", good, bad).strip()
+        if base == bad:
+            raise CannotRun(f"--bad {bad[:12]} is contained in --good {good[:12]}", hint="are they swapped?")
+        if base != good:
+            raise CannotRun(
+                f"--good {good[:12]} is not contained in --bad {bad[:12]}",
+                hint=f"if the test passes where they fork, use --good {base[:12]}",
+            )
+
+
+def pinned(command: list[str]) -> tuple[str, ...]:
+    """TEST with the guest's kernel named, where it is `unikvm run` without one: all runs then boot the same."""
+    from unikvm.cli.main import split_command
+    from unikvm.cli.run import quick_parse
+
+    if command[:2] != ["unikvm", "run"]:
+        return tuple(command)
+    options, _ = split_command(command[2:])
+    parsed = quick_parse(options)
+    if parsed is None or parsed.image or parsed.kernel:
+        return tuple(command)
+    from unikvm.images.kernel import find_kernel
+
+    return (*command[:2], "--kernel", find_kernel(None, progress=say).image, *command[2:])
+
+
+class Progress:
+    """Lines for results, and a line that vanishes for what goes on."""
+
+    def __init__(self, store: Store, repository: Repository, slots: int) -> None:
+        self._repository = repository
+        self._slots = slots
+        self._seconds = [row.result.total for row in store.rows]
+        self._subjects: dict[str, str] = {}
+        self._transient = os.isatty(2)
+        self.trials: Trials | None = None
+
+    def say(self, text: str) -> None:
+        self._clear()
+        say(text)
+
+    def told(self, row: Row) -> None:
+        """A result has come."""
+        self._seconds.append(row.result.total)
+        if row.user not in self._subjects:
+            self._subjects[row.user] = self._repository.subject(row.user)
+        what = self._subjects[row.user]
+        if row.half != row.user:
+            what += f" with the kernel half of {row.half[:7]}"
+        verdict, reason = self.trials.judged(row.result) if self.trials else (row.result.verdict, row.result.reason)
+        words = {"pass": "good", "fail": "bad", "skip": "skipped"}[verdict]
+        self._clear()
+        say(f"[{row.number}] {what}: {words}{f': {reason}' if reason else ''} ({row.result.total:.1f} s)")
+
+    def left(self, what: str, runs: int) -> None:
+        """How far a search is."""
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
+        text = f"{what}; about {runs} runs and {runs * mean / self._slots:.0f} s to go"
+        if self._transient:
+            os.write(2, f"\r\x1b[Kunikvm: {text} ...".encode())
+        else:
+            say(text)
+
+    def _clear(self) -> None:
+        if self._transient:
+            os.write(2, b"\r\x1b[K")
+
+
+def _runner(args: argparse.Namespace, store: Store, repository: Repository) -> Runner:
+    from unikvm.campaign.runners import ClusterRunner, LocalRunner
+
+    if args.jobs < 1:
+        raise CannotRun(f"{args.jobs} jobs are not possible")
+    if not args.scheduler:
+        return LocalRunner(args.jobs)
+    path = store.path("bundle")
+    repository.bundle(path, [store.settings.bad, *store.settings.good])
+    with open(path, "rb") as file:
+        runner = ClusterRunner(args.scheduler, file)
+    os.unlink(path)
+    return runner
+
+
+def _work(args: argparse.Namespace, store: Store) -> int:
+    from unikvm.bisect import gitlog
+    from unikvm.bisect.session import Session
+    from unikvm.bisect.trials import Trials
+    from unikvm.campaign.git import Repository
+
+    began = time.monotonic()
+    os.makedirs(store.path("trees"), exist_ok=True)
+    repository = Repository.borrow(store.path("repository.git"), store.settings.source)
+    runner = _runner(args, store, repository)
+    progress = Progress(store, repository, runner.slots)
+    trials = progress.trials = Trials(store, repository, runner, progress.told)
+
+    def log(answer: Answer | None) -> None:
+        judged = [(row, trials.judged(row.result)[0]) for row in store.rows]
+        verdicts = {row.number: verdict for row, verdict in judged}
+        text = gitlog.written(store.settings, store.rows, lambda row: verdicts[row.number], repository.subject, answer)
+        store.write_log(text)
+
+    try:
+        answer = Session(store.settings, repository, trials, progress.say, progress.left).run()
+        seconds = time.monotonic() - began
+        log(answer)
+        _report(args, answer, store, repository, seconds)
+    except UnikvmError:
+        log(None)
+        raise
+    finally:
+        runner.close()
+        store.tidy()
+    return 0 if answer.narrowed else SEVERAL_LEFT
+
+
+def _report(args: argparse.Namespace, answer: Answer, store: Store, repository: Repository, seconds: float) -> None:
+    """Print the answer, and write what was asked for."""
+    import json
+
+    from unikvm.bisect import report
+
+    print(report.text(answer, store, repository), flush=True)
+    data = report.summary(answer, store, repository, seconds)
+    shows = [repository.show(found.first_bad) for found in answer.findings if found.axis == "commit" and found.narrowed]
+    page = report.html(data, store, answer, shows)
+    files = {args.json: json.dumps(data, indent=1), args.html: page, store.path("report.html"): page}
+    for path, content in files.items():
+        if path:
+            _write(path, content.encode())
+    if args.junit:
+        _write(args.junit, report.junit(answer, store))
+    built = sum(1 for row in store.rows if row.result.seconds.get("build", 0.0) > 1.0)
+    say(f"{len(store.rows)} runs, {built} of them with a build, in {seconds:.0f} s; {store.path('report.html')}")
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror}") from error
+
+
+def _print_log(name: str) -> int:
+    from unikvm.bisect.store import home
+
+    try:
+        with open(os.path.join(home(), name, "bisect.log"), encoding="utf-8") as file:
+            sys.stdout.write(file.read())
+    except OSError as error:
+        raise CannotRun(f"no log of {name}: {error.strerror}") from error
+    return 0
