@@ -53,6 +53,7 @@ def test_another_place_is_another_failure() -> None:
             "exit N: unikvm: exit N: the command ended with status N",
         ),
         ("", "exit N"),
+        ("kernel BUG at arch/x86/kvm/../../../virt/kvm/eventfd.c:728!", "exit N: kernel BUG at eventfd.c:N!"),
         ("Traceback\nKeyError: '/tmp/a1/x'\n", "exit N: KeyError: 'x'"),
     ],
 )

@@ -35,6 +35,7 @@ class Settings:
     timeout: float | None = 300.0
     shares: tuple[str, ...] = ()
     signature: str | None = None
+    kernel_half: bool = True  # whether it is built and loaded at all
     flaky: bool = False
     failure_rate: float | None = None
     false_rate: float | None = None

@@ -75,7 +75,8 @@ class Trials:
 
     def _content(self, commit: str) -> tuple[str, str]:
         if commit not in self._contents:
-            self._contents[commit] = self._repository.content(commit)
+            kernel_half, user_half = self._repository.content(commit)
+            self._contents[commit] = (kernel_half if self._store.settings.kernel_half else "", user_half)
         return self._contents[commit]
 
     def key(self, point: Point) -> str:
@@ -129,6 +130,7 @@ class Trials:
             cwd=settings.cwd,
             timeout=settings.timeout,
             shares=settings.shares,
+            kernel_half=settings.kernel_half,
         )
         self._pending[self._runner.submit(job)] = (point, role)
 

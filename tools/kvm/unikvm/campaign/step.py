@@ -57,6 +57,7 @@ class Job:
     timeout: float | None = None
     shares: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    kernel_half: bool = True  # whether it is built and loaded
     patience: float = 1.0
     attempts: int = ATTEMPTS
 
@@ -128,14 +129,15 @@ def _attempt(job: Job, clock: _Clock) -> Result:
     with clock.phase("check-out"), _locked(job, "checkout"):
         tree = _tree(job, repository)
     with clock.phase("build"), _locked(job, job.commit):
-        module = builds.kernel_half(tree, kernel_content, kernel, say)
+        module = builds.kernel_half(tree, kernel_content, kernel, say) if job.kernel_half else None
         builds.user_half(tree, user_content, say)
     host = HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=job.shares, patience=job.patience), say=say)
     with clock.phase("boot"):
         host.start()
     with host:
         try:
-            host.insmod(module, module_parameters(kernel))
+            if module:
+                host.insmod(module, module_parameters(kernel))
         except HostError:
             raise
         except UnikvmError as error:  # this kernel half is not for this kernel, or refuses it: that is what is tested

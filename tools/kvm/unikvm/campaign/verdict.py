@@ -40,7 +40,7 @@ _NOISE = (
     (re.compile(r"^\[\s*\d+\.\d+\]\s*", re.MULTILINE), ""),  # kernel time stamps
     (re.compile(r"\(?\b\d+(?:\.\d+)? ?m?s\b\)?"), ""),  # seconds
     (re.compile(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b", re.IGNORECASE), "X"),  # addresses, object names
-    (re.compile(r"(?:/[\w.@+-]+)+/"), ""),  # directories: each version has its own
+    (re.compile(r"(?:[\w.@+-]*/)+"), ""),  # directories: each version has its own
     (re.compile(r"\b\d+\b"), "N"),
 )
 

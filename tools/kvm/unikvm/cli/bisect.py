@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scheduler", metavar="ADDR", help="run on the workers of a dask.distributed cluster, tcp://…")
     add("--timeout", metavar="S", type=float, default=300.0, help="for TEST: no end within S seconds is bad (300)")
     add("--share", metavar="DIR", action="append", default=[], help="directory that TEST may write to; repeatable")
+    add("--no-kernel-half", action="store_true", help="leave it out: for host kernels without headers")
     add("--signature", metavar="RE", help="only failures like this are bad, others skip; `bad`: as at the bad end")
     add("--flaky", action="store_true", help="TEST fails now and then: Bayesian search")
     add("--failure-rate", metavar="P", type=float, help="how often it fails where it is bad (default: estimated)")
@@ -130,6 +131,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         timeout=args.timeout,
         shares=tuple(os.path.abspath(share) for share in args.share),
         signature=args.signature,
+        kernel_half=not args.no_kernel_half,
         flaky=args.flaky or args.failure_rate is not None,
         failure_rate=args.failure_rate,
         false_rate=args.false_rate,
@@ -187,6 +189,8 @@ class Progress:
     def __init__(self, store: Store, repository: Repository, slots: int) -> None:
         self._repository = repository
         self._slots = slots
+        self._kernels = len(store.settings.kernels)
+        self._commits = len({store.settings.bad, *store.settings.good})
         self._seconds = [row.result.total for row in store.rows]
         self._subjects: dict[str, str] = {}
         self._transient = os.isatty(2)
@@ -202,6 +206,8 @@ class Progress:
         if row.user not in self._subjects:
             self._subjects[row.user] = self._repository.subject(row.user)
         what = self._subjects[row.user]
+        if self._kernels > 1:
+            what = f"{row.kernel}, {what}" if self._commits > 1 else row.kernel
         if row.half != row.user:
             what += f" with the kernel half of {row.half[:7]}"
         verdict, reason = self.trials.judged(row.result) if self.trials else (row.result.verdict, row.result.reason)
