@@ -50,11 +50,11 @@ def test_another_place_is_another_failure() -> None:
     [
         (
             "unikvm: exit 3: the command ended with status 3 (2.5 s)\n",
-            "exit N: unikvm: exit N: the command ended with status N",
+            "exit 3: unikvm: exit N: the command ended with status N",
         ),
-        ("", "exit N"),
-        ("kernel BUG at arch/x86/kvm/../../../virt/kvm/eventfd.c:728!", "exit N: kernel BUG at eventfd.c:N!"),
-        ("Traceback\nKeyError: '/tmp/a1/x'\n", "exit N: KeyError: 'x'"),
+        ("", "exit 3"),
+        ("kernel BUG at arch/x86/kvm/../../../virt/kvm/eventfd.c:728!", "exit 3: kernel BUG at eventfd.c:N!"),
+        ("Traceback\nKeyError: '/tmp/a1/x'\n", "exit 3: KeyError: 'x'"),
     ],
 )
 def test_other_failures(output: str, signature: str) -> None:

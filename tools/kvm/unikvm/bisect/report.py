@@ -154,17 +154,9 @@ def html(data: dict[str, Any], store: Store, answer: Answer, shows: Sequence[str
         raise CannotRun("the report needs the Python package jinja2", hint="pip install jinja2") from None
     with open(os.path.join(os.path.dirname(__file__), "report.html.j2"), encoding="utf-8") as file:
         template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(file.read())
-    logs = {row.number: _read(store.path("logs", row.log)) for row in store.rows}
+    logs = {row.number: store.log(row) for row in store.rows}
     matrix = [
         (["new" if part in parts else "old" for part in answer.parts], outcome(tally), tally.verdict)
         for parts, (_, tally) in answer.cells.items()
     ]
     return template.render(data=data, logs=logs, matrix=matrix, parts=answer.parts, shows=shows)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return "(its log is gone)"

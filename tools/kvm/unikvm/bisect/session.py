@@ -79,8 +79,7 @@ class Session:
         self._verify(good, bad)
         findings = [self._search(axis) for axis in self._axes(good, bad)]
         answer = Answer(findings, rates=self._rates, narrowed=all(found.narrowed for found in findings))
-        if answer.narrowed:
-            self._attribute(answer)
+        self._attribute(answer)
         return answer
 
     # The ends
@@ -265,13 +264,13 @@ class Session:
             first, narrowed = answer[0][0], answer[0][1] >= engine.confidence
             answer = [pair for pair in answer[:SHOWN] if pair[1] >= 0.001]
         else:
-            first, narrowed = answer[-1][0], len(answer) == 1
+            first, narrowed = answer[0][0], len(answer) == 1
         return Finding(
             axis.name,
             suspects=[(axis.versions[version], share) for version, share in answer],
             labels={axis.versions[version]: axis.label(version) for version, _ in answer},
             old=axis.before(first),
-            new=axis.point(first),
+            new=axis.point(first if isinstance(engine, Bayes) else answer[-1][0]),
             narrowed=narrowed,
         )
 

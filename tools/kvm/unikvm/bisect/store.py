@@ -144,6 +144,14 @@ class Store:
             raise self._failed(error) from error
         self.rows.append(short)
 
+    def log(self, row: Row) -> str:
+        """What a run said, with the consoles; a remark where it is gone."""
+        try:
+            with open(self.path("logs", row.log), encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except OSError:
+            return "(its log is gone)"
+
     def write_log(self, text: str) -> None:
         """The log in git's format."""
         self._write("bisect.log", text)

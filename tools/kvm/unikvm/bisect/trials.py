@@ -93,7 +93,7 @@ class Trials:
 
     def _count(self, row: Row) -> None:
         tally = self._tallies.setdefault(row.key, Tally())
-        verdict, reason = self.judged(row.result)
+        verdict, reason = self.judged(row)
         if verdict == SKIP:
             tally.skipped = reason
         else:
@@ -102,12 +102,21 @@ class Trials:
             if verdict == FAIL and row.result.signature not in tally.signatures:
                 tally.signatures.append(row.result.signature)
 
-    def judged(self, result: Result) -> tuple[str, str]:
+    def judged(self, row: Row) -> tuple[str, str]:
         """Verdict and reason, where only a failure with the sought signature is one."""
-        pattern = self._signature
-        if result.verdict == FAIL and pattern and not _matches(pattern, result.signature):
+        result = row.result
+        if result.verdict == FAIL and not self._is_sought(row):
             return SKIP, f"another failure: {result.signature}"
         return result.verdict, result.reason
+
+    def _is_sought(self, row: Row) -> bool:
+        """Whether a failure is like the one that is sought; `=TEXT`: has exactly that signature."""
+        pattern, signature = self._signature, row.result.signature
+        if not pattern or pattern == "bad":  # of the bad end, which has not been run yet
+            return True
+        if pattern.startswith("="):
+            return signature == pattern[1:]
+        return bool(re.search(pattern, signature) or re.search(pattern, self._store.log(row), re.MULTILINE))
 
     def seek(self, signature: str) -> None:
         """From now on only failures with this signature count."""
@@ -204,10 +213,3 @@ def mixed(old: Point, new: Point, parts: Iterable[str]) -> Point:
     """`old` with some parts of `new`."""
     names = {"host kernel": "kernel", "kernel half": "half", "user half": "user"}
     return replace(old, **{names[part]: getattr(new, names[part]) for part in parts})
-
-
-def _matches(pattern: str, signature: str) -> bool:
-    """`=TEXT`: exactly that; else a regular expression that is found in it."""
-    if pattern == "bad":
-        return True  # not known yet
-    return signature == pattern[1:] if pattern.startswith("=") else bool(re.search(pattern, signature))

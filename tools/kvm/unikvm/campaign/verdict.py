@@ -91,8 +91,8 @@ def signature_of(reason: str, output: str, console: str) -> str:
     for pattern in _TELLING:
         if found := pattern.search(text):
             where = _WHERE.search(text, found.start())
-            return _normal(f"{reason}: {found[0]}") + (f" in {where[1]}" if where else "")
-    return _normal(reason)
+            return f"{reason}: {_normal(found[0])}" + (f" in {where[1]}" if where else "")
+    return reason
 
 
 def _normal(text: str) -> str:

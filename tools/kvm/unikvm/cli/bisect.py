@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", metavar="S", type=float, default=300.0, help="for TEST: no end within S seconds is bad (300)")
     add("--share", metavar="DIR", action="append", default=[], help="directory that TEST may write to; repeatable")
     add("--no-kernel-half", action="store_true", help="leave it out: for host kernels without headers")
-    add("--signature", metavar="RE", help="only failures like this are bad, others skip; `bad`: as at the bad end")
+    add(
+        "--signature",
+        metavar="RE",
+        help="only failures whose signature or output has this are bad; `bad`: as at the bad end",
+    )
     add("--flaky", action="store_true", help="TEST fails now and then: Bayesian search")
     add("--failure-rate", metavar="P", type=float, help="how often it fails where it is bad (default: estimated)")
     add("--false-rate", metavar="P", type=float, help="how often it fails where it is good (default: estimated)")
@@ -210,7 +214,7 @@ class Progress:
             what = f"{row.kernel}, {what}" if self._commits > 1 else row.kernel
         if row.half != row.user:
             what += f" with the kernel half of {row.half[:7]}"
-        verdict, reason = self.trials.judged(row.result) if self.trials else (row.result.verdict, row.result.reason)
+        verdict, reason = self.trials.judged(row) if self.trials else (row.result.verdict, row.result.reason)
         words = {"pass": "good", "fail": "bad", "skip": "skipped"}[verdict]
         self._clear()
         say(f"[{row.number}] {what}: {words}{f': {reason}' if reason else ''} ({row.result.total:.1f} s)")
@@ -258,7 +262,7 @@ def _work(args: argparse.Namespace, store: Store) -> int:
     trials = progress.trials = Trials(store, repository, runner, progress.told)
 
     def log(answer: Answer | None) -> None:
-        judged = [(row, trials.judged(row.result)[0]) for row in store.rows]
+        judged = [(row, trials.judged(row)[0]) for row in store.rows]
         verdicts = {row.number: verdict for row, verdict in judged}
         text = gitlog.written(store.settings, store.rows, lambda row: verdicts[row.number], repository.subject, answer)
         store.write_log(text)
