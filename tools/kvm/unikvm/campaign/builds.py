@@ -110,7 +110,8 @@ def _ninja(tree: str, name: str, options: list[str], target: str, half: str) -> 
         if done.returncode:
             if "No space left on device" in done.stdout:
                 raise cache.no_room()
-            raise BuildFailed(half, "\n".join(done.stdout.splitlines()[-LOG_TAIL:]))
+            log = done.stdout.replace(f"{tree}/", "")
+            raise BuildFailed(half, "\n".join(log.splitlines()[-LOG_TAIL:]))
     return os.path.join(folder, target)
 
 
