@@ -10,7 +10,7 @@ import pytest
 
 from unikvm.errors import CannotRun
 from unikvm.hostvm import share
-from unikvm.hostvm.process import become_namespace_root, readonly_root, spawn
+from unikvm.sys.process import become_namespace_root, readonly_root, spawn
 from unikvm.hostvm.share import Mount, NineP
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from unikvm.errors import CANNOT_RUN, HANG, PANIC
-from unikvm.hostvm.process import Process, spawn
+from unikvm.sys.process import Process, spawn
 from unikvm.hostvm.watchdog import SILENCE, HostError, Watchdog
 
 

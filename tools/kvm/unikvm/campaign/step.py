@@ -210,7 +210,7 @@ def _locked(job: Job, name: str) -> Iterator[None]:
 
 def main() -> None:
     """Read a Job, write a Result."""
-    from unikvm.hostvm.process import end_with_parent
+    from unikvm.sys.process import end_with_parent
 
     end_with_parent()
     job = Job.load(sys.stdin.read())

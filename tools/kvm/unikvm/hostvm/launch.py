@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unikvm.errors import CannotRun
-from unikvm.hostvm.process import Process, spawn
+from unikvm.sys.process import Process, spawn
 from unikvm.hostvm.qmp import Qmp
 from unikvm.wire import PORTS
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unikvm.errors import CannotRun
-from unikvm.hostvm.process import Process, become_namespace_root, readonly_root, spawn
+from unikvm.sys.process import Process, become_namespace_root, readonly_root, spawn
 
 if TYPE_CHECKING:
     from unikvm.hostvm.launch import Qemu

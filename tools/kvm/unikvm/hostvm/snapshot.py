@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from unikvm.errors import UnikvmError
-from unikvm.hostvm.process import deadline
+from unikvm.sys.process import deadline
 
 if TYPE_CHECKING:
     from unikvm.hostvm.launch import Qemu

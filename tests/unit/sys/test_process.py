@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from unikvm.errors import CannotRun
-from unikvm.hostvm.process import spawn
+from unikvm.sys.process import spawn
 
 
 def gone(pid: int) -> bool:
@@ -71,7 +71,7 @@ def test_close_ends_a_stopped_child() -> None:
 
 def test_kill_9_of_the_parent_ends_the_child() -> None:
     script = (
-        "import time; from unikvm.hostvm.process import spawn\n"
+        "import time; from unikvm.sys.process import spawn\n"
         "print(spawn(['sleep', '60']).pid, flush=True); time.sleep(60)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
