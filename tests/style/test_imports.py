@@ -18,7 +18,7 @@ LAYERS = (
     ("errors", "units", "regs", "wire", "record", "lean", "release"),  # pure; `release` asks git, and imports nothing
     ("uapi",),
     ("sys",),
-    ("memory", "bus", "irq", "pci", "msix"),
+    ("memory", "bus", "irq", "pci", "msix", "vhost"),
     ("arch", "devices", "virtio", "display", "images", "boot"),
     ("machine",),
     ("hostvm", "observe", "control"),
@@ -28,7 +28,7 @@ LAYERS = (
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 # Within a layer nobody knows of his neighbours, but for these.
-NEIGHBOURS = {("units", "errors"), ("pci", "bus"), ("msix", "pci"), ("boot", "arch")}
+NEIGHBOURS = {("units", "errors"), ("pci", "bus"), ("msix", "pci"), ("vhost", "memory"), ("boot", "arch")}
 FACADES = {"__init__", "__main__"}  # the library's face and the program's: they name what is below them all
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from unikvm.errors import CANNOT_RUN, HANG, PANIC
-from unikvm.sys.process import Process, spawn
 from unikvm.hostvm.watchdog import SILENCE, HostError, Watchdog
+from unikvm.sys.process import Process, spawn
 
 
 class Qemu:

@@ -70,12 +70,12 @@ def check_kernel_half() -> Check:
 
 def check_tools() -> list[Check]:
     """What a host VM needs."""
-    from unikvm.hostvm.share import find_virtiofsd
+    from unikvm.vhost import virtiofsd
 
     checks: list[Check] = []
     qemu = shutil.which("qemu-system-x86_64")
     checks.append(("QEMU", "ok", qemu) if qemu else ("QEMU", "missing", "for host VMs: install qemu-system-x86"))
-    daemon = find_virtiofsd()
+    daemon = virtiofsd.find()
     if daemon and os.geteuid() == 0:
         checks.append(("virtiofsd", "ok", daemon))
     elif daemon:

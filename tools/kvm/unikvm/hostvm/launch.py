@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unikvm.errors import CannotRun
-from unikvm.sys.process import Process, spawn
 from unikvm.hostvm.qmp import Qmp
+from unikvm.sys.process import Process, spawn
 from unikvm.wire import PORTS
 
 if TYPE_CHECKING:

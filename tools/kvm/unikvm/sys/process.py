@@ -66,6 +66,12 @@ class Process:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self.wait(10)
 
+    def end(self, seconds: float) -> None:
+        """Let it end by itself, within `seconds`; it is asked to after a moment."""
+        if self.wait(min(seconds, 0.5)) is None:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+            self.wait(seconds)
+
     def log_text(self) -> str:
         """The end of what it wrote."""
         size = os.fstat(self.log).st_size
@@ -184,17 +190,17 @@ def _ignore_setgroups() -> None:
     _check(_libc.prctl(_PR_SET_SECCOMP, 2, fprog), "a seccomp filter")
 
 
-def readonly_root(where: str) -> None:
-    """In a child: the whole tree of mounts appears below `where` as well, read-only, for this process and its children
-    alone.
+def readonly_tree(source: str, where: str) -> None:
+    """In a child: the tree of mounts at `source` appears at `where` as well, read-only, for this process and its
+    children alone. `where` may be `source` itself.
 
-    So the machine's files are safe from a host kernel under development, whatever it sends to the file server. (And
-    virtiofsd cannot pivot into `/` itself.) OSError where the kernel is older than 5.12 or forbids it.
+    So the machine's files are safe from a kernel under development, whatever it sends to the file server. OSError where
+    the kernel is older than 5.12 or forbids it.
     """
     _check(_libc.unshare(_CLONE_NEWNS), "a mount namespace")
     _check(_libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None), "private mounts")
     target = os.fsencode(where)
-    _check(_libc.mount(b"/", target, None, ctypes.c_ulong(_MS_REC_BIND), None), "a bind mount")
+    _check(_libc.mount(os.fsencode(source), target, None, ctypes.c_ulong(_MS_REC_BIND), None), "a bind mount")
     attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY, 0, 0, 0)  # struct mount_attr: set, clear, propagation, fd
     result = _libc.syscall(
         ctypes.c_long(_SYS_MOUNT_SETATTR),

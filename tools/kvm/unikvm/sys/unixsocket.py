@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""AF_UNIX sockets from the C module: `socket` brings `selectors` and `enum` along, which no run needs."""
+
+from __future__ import annotations
+
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
+from _socket import socket as Socket
+
+__all__ = ["Socket", "prearranged"]
+
+
+def prearranged() -> tuple[Socket, Socket]:
+    """(listening, connected): the first connection that the listening socket accepts is the second one.
+
+    For programs that listen: hand them the first by number, and nobody can come before us. The name is an abstract one,
+    so no file is left.
+    """
+    listener = Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    client = Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        listener.bind("")
+        listener.listen(1)
+        client.connect(listener.getsockname())
+    except BaseException:
+        listener.close()
+        client.close()
+        raise
+    return listener, client

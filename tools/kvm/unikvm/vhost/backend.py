@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Back ends as processes: started with a connection that nobody else gets, ended with this process, started again."""
+
+from __future__ import annotations
+
+from unikvm.errors import CannotRun
+from unikvm.lean import SimpleQueue
+from unikvm.sys.process import Process, spawn
+from unikvm.sys.thread import Thread
+from unikvm.sys.unixsocket import Socket, prearranged
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    class Backend(Protocol):
+        """What serves a device's queues from outside this process."""
+
+        name: str  # for people
+
+        def open(self) -> Socket:
+            """A connection to it; CannotRun where there is none. Anew after `stop`, where `again`."""
+            ...
+
+        @property
+        def again(self) -> bool:
+            """Whether another `open` may get on with what this one left."""
+            ...
+
+        def why(self) -> str:
+            """Its own words on why it ended, or an empty string."""
+            ...
+
+        def stop(self) -> None:
+            """End it at once: when this returns, nothing of it touches guest memory."""
+            ...
+
+        def close(self) -> None:
+            """End it in good order and release what it had."""
+            ...
+
+
+FAREWELL_SECONDS = 5.0  # for a program to end by itself when its connection has
+DEATH_SECONDS = 0.5  # from the end of a connection to the end of its program
+
+
+class Program:
+    """A back end that is a child process. `argv` gets the number of a listening socket, of which it accepts one
+    connection; `prepare` runs in the child. It is started at once: what it has to do goes on beside ours.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Callable[[int], Sequence[str]],
+        *,
+        prepare: Callable[[], None] | None = None,
+        again: bool = False,
+    ) -> None:
+        self.name = name
+        self.again = again
+        self._argv = argv
+        self._prepare = prepare
+        self._socket: Socket | None = None
+        self._process: Process | None = None
+        self._keepers: list[SimpleQueue[None]] = []
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        """The process, or 0."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def pidfd(self) -> int:
+        """Readable when the process has ended; -1 where none was started."""
+        return self._process.pidfd if self._process is not None else -1
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is no more."""
+        return self._process is None or self._process.poll() is not None
+
+    def _start(self) -> None:
+        listener, client = prearranged()
+        try:
+            number = listener.fileno()
+            self._process = spawn(self._argv(number), fds=[number], prepare=self._prepare)
+        except BaseException:
+            client.close()
+            raise
+        finally:
+            listener.close()
+        self._socket = client
+
+    def open(self) -> Socket:
+        if self._process is None:
+            self._start_on_a_thread()
+        sock, self._socket = self._socket, None
+        if sock is None:
+            raise CannotRun(f"{self.name} has one connection only")
+        return sock
+
+    def _start_on_a_thread(self) -> None:
+        """The kernel ends a child with the *thread* that started it: have one that does nothing else and stays."""
+        keeper: SimpleQueue[None] = SimpleQueue()
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def start() -> None:
+            try:
+                self._start()
+            except BaseException as error:
+                done.put(error)
+                return
+            done.put(None)
+            keeper.get()
+
+        self._keepers.append(keeper)
+        Thread(start, "keeper").start()
+        error = done.get()
+        if error is not None:
+            raise error
+
+    def why(self) -> str:
+        process = self._process
+        if process is None:
+            return ""
+        status = process.wait(DEATH_SECONDS)
+        if status is None:
+            return ""
+        said = process.log_text().splitlines()
+        end = f"signal {-status} ended it" if status < 0 else f"it ended with status {status}"
+        return f"{end}: {said[-1][-300:]}" if said else end
+
+    def stop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def close(self) -> None:
+        if self._socket is not None:  # never used: it still waits for us to come
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.end(FAREWELL_SECONDS)
+        self.stop()
+        for keeper in self._keepers:
+            keeper.put(None)
+        self._keepers.clear()

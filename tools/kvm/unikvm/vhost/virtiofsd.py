@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""virtiofsd, the file server: found, told what to serve, and kept from writing where it must not.
+
+Both programs of that name: QEMU's own in C (until 7.2), which takes -o options, and its successor in Rust.
+"""
+
+from __future__ import annotations
+
+import os
+
+from unikvm.sys.process import become_namespace_root, readonly_tree
+from unikvm.vhost.backend import Program
+
+_PLACES = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/libexec/qemu/virtiofsd")
+_C_OPTION = b"source=PATH"  # in the help of the one in C
+
+
+def find() -> str:
+    """The path of virtiofsd, or an empty string."""
+    for path in _PLACES:
+        if os.access(path, os.X_OK):
+            return path
+    for directory in os.environ.get("PATH", "").split(":"):
+        if directory and os.access(f"{directory}/virtiofsd", os.X_OK):
+            return f"{directory}/virtiofsd"
+    return ""
+
+
+def arguments(binary: str, path: str, *, readonly: bool, fd: int) -> list[str]:
+    """Its command line for the directory `path` and the listening socket `fd`."""
+    # Nothing changes below what is read-only while it is served; what is in a writable directory may.
+    cache = "always" if readonly else "auto"
+    source = _place(path) if readonly else path
+    with open(binary, "rb") as file:
+        in_c = _C_OPTION in file.read()
+    if in_c:
+        escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+        return [binary, f"--fd={fd}", "-f", "-o", f"source={escaped}", "-o", f"cache={cache}", "-o", "log_level=warn"]
+    return [binary, f"--fd={fd}", f"--shared-dir={source}", f"--cache={cache}", "--log-level=warn"]
+
+
+def _place(path: str) -> str:
+    """Where virtiofsd's read-only view of `path` is: over itself, but `/`, into which virtiofsd cannot pivot."""
+    if path != "/":
+        return path
+    return "/mnt" if os.path.isdir("/mnt") else "/tmp"
+
+
+def serve(binary: str, path: str, *, readonly: bool) -> Program:
+    """Start virtiofsd for the directory `path` (absolute). CannotRun where it, or its sandbox, cannot be had.
+
+    `readonly`: in a mount name space of its own where nothing below `path` can be written, whatever it is asked to do.
+    Without root it runs as root of a user name space, and most files belong to nobody then.
+    """
+
+    def prepare() -> None:
+        become_namespace_root()
+        if readonly:
+            readonly_tree(path, _place(path))
+
+    return Program(
+        f"the file server of {path}",
+        lambda fd: arguments(binary, path, readonly=readonly, fd=fd),
+        prepare=prepare,
+    )
+
+
+def mount_flags() -> list[str]:
+    """`foreign` where most of a root's files are not the server's own (Documentation/host-vm.md)."""
+    return ["foreign"] if os.getuid() else []
