@@ -202,6 +202,7 @@ def test_assign_bars() -> None:
 
 class Vector:
     def __init__(self) -> None:
+        self.fd = -1
         self.events: list[object] = []
         self.masked = True
         self.waiting = False

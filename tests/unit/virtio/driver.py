@@ -32,9 +32,9 @@ AWAKE = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER
 ALIVE = AWAKE | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK
 
 
-def make_memory() -> GuestMemory:
+def make_memory(*, shared: bool = False) -> GuestMemory:
     """4 MiB from 0 and 1 MiB from 4 GiB."""
-    return GuestMemory([(0, RAM), (HIGH_GPA, HIGH_SIZE)])
+    return GuestMemory([(0, RAM), (HIGH_GPA, HIGH_SIZE)], shared=shared)
 
 
 class Allocator:
@@ -128,12 +128,16 @@ class FakeTransport:
     def __init__(self) -> None:
         self.queue_interrupts: dict[int, int] = {}
         self.config_interrupts = 0
+        self.eventfds: dict[int, int] = {}
 
     def queue_interrupt(self, index: int) -> Callable[[], None]:
         def count() -> None:
             self.queue_interrupts[index] = self.queue_interrupts.get(index, 0) + 1
 
         return count
+
+    def queue_eventfd(self, index: int) -> int:
+        return self.eventfds.get(index, -1)
 
     def config_interrupt(self) -> None:
         self.config_interrupts += 1
@@ -143,7 +147,7 @@ class Bench:
     """A device on a fake transport, with a driver's rings in guest memory."""
 
     def __init__(self, device: VirtioDevice) -> None:
-        self.memory = make_memory()
+        self.memory = make_memory(shared=device.shares_memory)
         self.loop = EventLoop()
         self.transport = FakeTransport()
         self.device = device
@@ -204,6 +208,7 @@ class FakeVector:
     """An MSI-X vector that remembers."""
 
     def __init__(self) -> None:
+        self.fd = -1
         self.message = (0, 0)
         self.masked = True
         self.count = 0  # delivered

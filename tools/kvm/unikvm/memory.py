@@ -66,6 +66,13 @@ class GuestMemory:
                     return ram[gpa - start : gpa - start + length]
         raise GuestFault(f"guest memory [{gpa:#x}, {gpa + length:#x}) is not RAM")
 
+    def host_address(self, gpa: int) -> int:
+        """The host address of `gpa`; GuestFault where that is not RAM."""
+        for region in self.regions:
+            if region.gpa <= gpa < region.gpa + region.size:
+                return region.hva + gpa - region.gpa
+        raise GuestFault(f"guest memory {gpa:#x} is not RAM")
+
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of [gpa, gpa + length)."""
         return self.view(gpa, length).tobytes()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     class Vector(Protocol):
         """What MSI-X needs of `irq.MsiVector`."""
 
+        fd: int
+
         def trigger(self) -> None: ...
 
         def update(self, address: int, data: int) -> None: ...
@@ -39,6 +41,10 @@ MSIX_FUNCTION_MASK = 0x4000
 ENTRY_SIZE = 16  # message address (8 bytes), message data, vector control
 _ENTRY_MASKED = 1
 MAX_VECTORS = 128  # table and pending bits fit a page each, with room
+
+
+def _nobody() -> None:
+    """Stands for a listener that is not there."""
 
 
 class Msix:
@@ -62,6 +68,7 @@ class Msix:
             raise UnikvmError(f"{count} MSI-X vectors are not possible")
         self.count = count
         self.enabled = False
+        self.switched: Callable[[], None] = _nobody  # called when `enabled` has changed
         self._function = function
         self._allocate = allocate
         self._vectors: list[Vector | None] = [None] * count
@@ -92,9 +99,12 @@ class Msix:
         """The guest wrote the capability: take over enable and function mask."""
         with self._lock:
             control = self._function.get(self.capability + 2, 2)
+            before = self.enabled
             self.enabled = bool(control & MSIX_ENABLE)
             for index in range(self.count):
                 self._refresh(index)
+        if self.enabled != before:
+            self.switched()
 
     def read(self, offset: int, size: int) -> int:
         return int.from_bytes(self._table[offset : offset + size], "little")

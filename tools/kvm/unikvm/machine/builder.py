@@ -94,7 +94,10 @@ def _build(
     # In creating a VM's interrupt controllers KVM waits for RCU, several times: enough for most of our own work.
     making = Later(lambda: _create_vm(kvm), "kvm")
     closables.append(lambda: _close_vm(making))
-    memory = GuestMemory(layout.ram_layout(config.memory))
+    every = [*_disks(config), *devices]
+    closables += [device.close for device in every]
+    shared = any(device.shares_memory for device in every)
+    memory = GuestMemory(layout.ram_layout(config.memory), shared=shared)
     closables.append(memory.close)
 
     from unikvm.boot import loader
@@ -129,7 +132,7 @@ def _build(
             closables.append(parts.companion.close)
     ending = Ending(parts)
     add_platform(parts, output, ending)
-    add_virtio(parts, [*_disks(config), *devices], ending)
+    add_virtio(parts, every, ending)
     _create_vcpus(parts, entry)
     return parts
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 
@@ -27,9 +28,12 @@ class Mapping:
         room = size + HUGE_PAGE
         try:
             if shared:
-                self.fd = os.memfd_create("unikvm-ram", os.MFD_CLOEXEC)
+                self.fd = os.memfd_create("unikvm-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 os.ftruncate(self.fd, room)
+                # Whoever else maps it must not be able to take it away: an access to it would end this process.
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 self._map = mmap.mmap(self.fd, room, mmap.MAP_SHARED)
+                self._map.madvise(mmap.MADV_HUGEPAGE)
             else:
                 # Reserved when it is touched, as a guest's memory mostly is not.
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE

@@ -46,6 +46,13 @@ if TYPE_CHECKING:
             """
             ...
 
+        def queue_eventfd(self, index: int) -> int:
+            """The eventfd that interrupts the driver for queue `index` without this process; -1 where there is none.
+
+            For devices whose queues are served elsewhere; `VirtioDevice.eventfd_changed` says when to ask again.
+            """
+            ...
+
         def config_interrupt(self) -> None:
             """Send a configuration change notification (§2.3)."""
             ...
@@ -68,6 +75,7 @@ class VirtioDevice:
     name = "virtio"
     device_id = 0
     queue_sizes: tuple[int, ...] = ()
+    shares_memory = False  # whether another process has to map guest RAM
     features = 0  # what this type offers, a bit mask; the common bits are added
     config = b""  # device configuration space (§2.5), little-endian
 
@@ -126,6 +134,9 @@ class VirtioDevice:
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """The driver writes to the configuration space. Most types have nothing writable."""
+
+    def eventfd_changed(self, index: int) -> None:
+        """`Transport.queue_eventfd` gives another answer for queue `index`. Under the lock."""
 
     def save_type(self) -> ConsoleState | None:
         """What the type adds to a snapshot."""

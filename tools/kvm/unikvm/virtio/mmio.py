@@ -108,6 +108,9 @@ class VirtioMmio(TransportRegisters):
     def _queue_interrupt(self) -> None:
         self._raise(VIRTIO_MMIO_INT_VRING)
 
+    def queue_eventfd(self, index: int) -> int:
+        return -1  # the driver reads InterruptStatus, which has to be set first
+
     def config_interrupt(self) -> None:
         self._raise(VIRTIO_MMIO_INT_CONFIG)
 

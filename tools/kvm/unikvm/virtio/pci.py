@@ -116,6 +116,7 @@ class VirtioPci(PciFunction, TransportRegisters):
         queues = len(device.queue_sizes)
         self.bar = self.add_bar(0, BAR_SIZE, self, moved=self._moved)
         self.msix = Msix(self, queues + 1, irq.msi, bar=0, table_offset=TABLE * PAGE, pending_offset=PENDING * PAGE)
+        self.msix.switched = self._msix_switched
         self._add_structure(VIRTIO_PCI_CAP_COMMON_CFG, COMMON, COMMON_LENGTH)
         self._add_structure(VIRTIO_PCI_CAP_ISR_CFG, ISR, 1)
         if device.config:
@@ -145,6 +146,16 @@ class VirtioPci(PciFunction, TransportRegisters):
                 self._isr |= _ISR_QUEUE
 
         return send
+
+    def queue_eventfd(self, index: int) -> int:
+        vector = self._queue_vectors[index]
+        return self.msix.vector(vector).fd if self.msix.enabled and vector != VIRTIO_MSI_NO_VECTOR else -1
+
+    def _msix_switched(self) -> None:
+        """The guest enabled or disabled MSI-X: what interrupts it is another eventfd."""
+        with self.device.lock:
+            for index in range(len(self.device.queues)):
+                self.device.eventfd_changed(index)
 
     def config_interrupt(self) -> None:
         if not self.msix.enabled:
@@ -264,6 +275,7 @@ class VirtioPci(PciFunction, TransportRegisters):
     def write_queue_vector(self, value: int) -> None:
         if self.selected():
             self._queue_vectors[self.queue_select] = self._checked_vector(value)
+            self.device.eventfd_changed(self.queue_select)
 
     def write_queue_enable(self, value: int) -> None:
         queue = self.selected()

@@ -241,6 +241,36 @@ class Queue:
             self._fence.release()
         return self._avail_ring[1] != self._last_avail
 
+    def used_index(self) -> int:
+        """The used index as it stands in guest memory: that of a back end, where one serves the queue."""
+        index: int = self._used_ring[1]
+        return index
+
+    def recent(self) -> tuple[list[int], list[int]]:
+        """(available, used): the heads of the last `size` entries of each ring, oldest first.
+
+        For a queue that somebody else served. None of them is checked.
+        """
+        size, mask = self.size, self._mask
+        available, used = self._avail_ring[1], self._used_ring[1]
+        heads = [self._avail_ring[2 + (at & mask)] for at in range(available - size, available)]
+        return heads, [self._elements[(at & mask) << 1] for at in range(used - size, used)]
+
+    @property
+    def position(self) -> int:
+        """The next entry of the available ring to take."""
+        return self._last_avail
+
+    def seek(self, position: int | None = None) -> None:
+        """Take the place of somebody else who served the queue up to `position` of the available ring; by default all
+        of it: what was not given back then counts as taken, and `walk` finds it by its head."""
+        self._last_avail = self._seen_avail = self._avail_ring[1] if position is None else position
+        self._next_used = self._published = self._used_ring[1]
+
+    def walk(self, head: int) -> Chain:
+        """The chain that starts at `head`, whoever took it. GuestFault when it is malformed."""
+        return self._walk(head)
+
     def _walk(self, head: int) -> Chain:
         """Collect the chain that starts at `head` (§2.7.5). Each descriptor is read once, into a tuple."""
         table = self._descriptors

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Devices whose queues another process serves (vhost-user). Registers and life are here, requests are not.
+
+The driver's doorbells are the back end's kicks: the eventfds that KVM signals go to it as they are. Its calls are the
+eventfds that KVM injects interrupts for, where the transport has such (MSI-X); else the io thread passes them on. So
+no request exits to this process, and with MSI-X none passes through it.
+
+Threads and locks are those of `VirtioDevice`. A vCPU thread that sets the device up, or resets it, waits for the back
+end's answers under the lock, for `channel.ANSWER_SECONDS` at most; a back end that is slower than that is ended.
+Nothing that a back end does, its death included, goes further than its device: `orphaned` decides what the driver sees.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from unikvm.errors import CannotRun, GuestFault, UnikvmError
+from unikvm.sys.eventfd import EventFd
+from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1
+from unikvm.vhost.channel import BackendError
+from unikvm.vhost.frontend import FrontEnd, Inflight, Ring
+from unikvm.virtio.device import VirtioDevice
+from unikvm.virtio.queue import Queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unikvm.memory import GuestMemory
+    from unikvm.sys.eventloop import EventLoop
+    from unikvm.vhost.backend import Backend
+    from unikvm.virtio.device import Transport
+    from unikvm.virtio.state import VirtioState
+
+    Say = Callable[[str], object]
+
+MAX_RESTARTS = 3  # of a back end that ends again and again
+PATIENCE_SECONDS = 60.0  # after this long without an end, earlier ones are forgotten
+RESTART_SECONDS = 0.2  # from its end to the next attempt, times the attempts
+
+
+def _nobody(_line: str) -> None:
+    """Stands for a user who is not told."""
+
+
+class VhostUser(VirtioDevice):
+    """A device type derives from this, and names its queues, and the features that it knows (`known_features`).
+
+    `say` is told in one line when the back end is lost, and when it is back.
+    """
+
+    shares_memory = True
+    known_features = 0  # what this type may offer beside the common bits, where the back end does
+
+    def __init__(self, backend: Backend, *, say: Say = _nobody) -> None:
+        super().__init__()
+        self.backend = backend
+        self._say = say
+        self._front: FrontEnd | None = None
+        self._calls: list[EventFd] = []
+        self._inflight: Inflight | None = None
+        self._restarts = 0
+        self._lost_at = 0.0
+
+    # What a device type overrides.
+
+    def met(self, front: FrontEnd) -> None:
+        """A back end was found: look at its features and its configuration; BackendError where they will not do."""
+
+    def orphaned(self, why: str) -> None:
+        """The back end is lost for good. Under the lock, on any thread; every queue is as the driver set it up."""
+        self.needs_reset(GuestFault(why))
+
+    # Life
+
+    def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
+        self.memory = memory
+        self.loop = loop
+        self._transport = transport
+        for index, size in enumerate(self.queue_sizes):
+            queue = Queue(index, size)
+            doorbell, call = EventFd(), EventFd()
+            queue.interrupt = transport.queue_interrupt(index)
+            queue.kick = doorbell.signal
+            self.queues.append(queue)
+            self.doorbells.append(doorbell)
+            self._calls.append(call)
+            loop.add(call.fd, self._call_callback(queue, call))
+        try:
+            self._meet()
+        except BackendError as error:
+            why = self.backend.why() or error.message
+            raise CannotRun(f"{self.backend.name} cannot be used: {why}") from None
+
+    def close(self) -> None:
+        with self.lock:
+            self._part()
+            self._forget_inflight()
+            for call in self._calls:
+                self.loop.remove(call.fd)
+                call.close()
+            self._calls.clear()
+            super().close()
+        self.backend.close()
+
+    @property
+    def offered(self) -> int:
+        return self.features | 1 << VIRTIO_F_VERSION_1
+
+    def _meet(self) -> None:
+        """Find the back end and agree with it. BackendError where that fails, CannotRun where it cannot be started."""
+        front = FrontEnd(self.backend.open(), self.backend.name)
+        try:
+            front.negotiate(len(self.queue_sizes))
+            if not front.features >> VIRTIO_F_VERSION_1 & 1:
+                raise BackendError(f"{self.backend.name} knows only devices from before virtio 1.0")
+            self.met(front)
+            front.set_memory(self.memory)
+        except BaseException:
+            front.close()
+            raise
+        # What a driver accepted once stays on offer.
+        if not self.features:
+            self.features = front.features & (super().offered | self.known_features)
+        self._front = front
+        self.loop.add(front.fd, self._front_event)
+
+    def _part(self) -> None:
+        """Let go of the connection; the back end stops serving when it notices."""
+        front, self._front = self._front, None
+        if front is not None:
+            self.loop.remove(front.fd)
+            front.close()
+
+    # The driver's set-up and reset, under the lock.
+
+    def activated(self) -> None:
+        self._with_front(self._begin)
+
+    def _begin(self, front: FrontEnd) -> None:
+        front.set_features(self.driver_features)
+        if self._inflight is None:
+            self._inflight = front.get_inflight(len(self.queues), max(self.queue_sizes))
+        if self._inflight is not None:
+            front.set_inflight(self._inflight)
+
+    def _start(self, queue: Queue) -> None:
+        queue.start(self.memory, self.driver_features)
+        self._hand_over(queue, queue.position)
+        queue.kick()  # what the driver made available before counts (§3.1.1), and what came while nobody was there
+
+    def _hand_over(self, queue: Queue, base: int) -> None:
+        index = queue.index
+        descriptors, available, used = map(self.memory.host_address, queue.areas)
+        ring = Ring(index, queue.size, base, descriptors, available, used)
+        self._with_front(lambda front: front.start_ring(ring, kick=self.doorbells[index].fd, call=self._call_fd(index)))
+
+    def release(self, queue: Queue) -> None:
+        """Take the ring back: nothing of the back end touches it when this returns."""
+        if queue.active:
+            self._with_front(lambda front: queue.seek(front.stop_ring(queue.index)))
+
+    def stopped(self) -> None:
+        self._forget_inflight()
+
+    def save(self) -> VirtioState:
+        """As of every device: the rings are taken back for it, which ends what is under way."""
+        with self.lock:
+            served = [queue for queue in self.queues if queue.active]
+            for queue in served:
+                self.release(queue)
+            state = super().save()
+            for queue in served:
+                self._hand_over(queue, queue.position)
+                queue.kick()
+            return state
+
+    def eventfd_changed(self, index: int) -> None:
+        if self.queues[index].active:
+            self._with_front(lambda front: front.set_call(index, self._call_fd(index)))
+
+    def _call_fd(self, index: int) -> int:
+        fd = self._transport.queue_eventfd(index)
+        return fd if fd >= 0 else self._calls[index].fd
+
+    def _call_callback(self, queue: Queue, call: EventFd) -> Callable[[], None]:
+        def called() -> None:
+            call.drain()
+            with self.lock:
+                if queue.active:
+                    queue.interrupt()
+
+        return called
+
+    def _forget_inflight(self) -> None:
+        record, self._inflight = self._inflight, None
+        if record is not None:
+            os.close(record.fd)
+
+    # The back end's end
+
+    def _with_front(self, request: Callable[[FrontEnd], object]) -> None:
+        """Ask something of the back end, if there is one; when it does not play along it is lost."""
+        front = self._front
+        if front is not None:
+            try:
+                request(front)
+            except BackendError as error:
+                self._lost(error.message)
+
+    def _front_event(self) -> None:
+        with self.lock:
+            why = self._front.broken if self._front is not None else ""
+            if why:
+                self._lost(f"{self.backend.name}: {why}")
+
+    def _lost(self, why: str) -> None:
+        self._part()
+        why = self.backend.why() or why
+        self.backend.stop()
+        now = time.monotonic()
+        if now - self._lost_at > PATIENCE_SECONDS:
+            self._restarts = 0
+        self._lost_at = now
+        again = self.backend.again and self._restarts < MAX_RESTARTS
+        self._say(f"{self.backend.name} is lost: {why}{': starting it again' if again else ''}")
+        if again:
+            self._restarts += 1
+            seconds = RESTART_SECONDS * self._restarts
+            self.loop.call_soon(lambda: self.loop.call_later(seconds, self._revive))
+        else:
+            self.orphaned(f"{self.backend.name} is lost")
+
+    def _revive(self) -> None:
+        """Start the back end again and give it the rings; it goes on where its predecessor ended."""
+        with self.lock:
+            if self._front is not None or not self._calls:
+                return
+            try:
+                self._meet()
+            except UnikvmError as error:
+                self._lost(error.message)
+                return
+            self._say(f"{self.backend.name} is back")
+            if self.status & VIRTIO_CONFIG_S_DRIVER_OK:
+                self.activated()
+                for queue in self.queues:
+                    if queue.active:
+                        # Without a record of what was under way: in order, what was not given back is done again.
+                        self._hand_over(queue, queue.used_index())
+                        queue.kick()
