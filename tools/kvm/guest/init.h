@@ -62,6 +62,7 @@ void run_shell(void);
 
 /* root.c */
 const char *root_mount(const char *fstype, const char *tag, const char *options, bool foreign);
+const char *bind_mount(const char *source, const char *path);
 const char *share_mount(const char *fstype, const char *tag, const char *path,
 			const char *options);
 

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,29 @@
 
 #define PATH_DEFAULT	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-/* exec [tty=pty|console] [cols=N] [rows=N] [cwd=DIR] [env=NAME=VALUE]... -- ARGV... */
+/* UID:GID[,GROUP]... in decimal; false where it is something else. */
+static bool parse_user(const char *text, struct order *order)
+{
+	char *end;
+
+	order->uid = strtoul(text, &end, 10);
+	if (end == text || *end != ':')
+		return false;
+	order->ngroups = 0;
+	do {
+		text = end + 1;
+		if (order->ngroups == MAX_GROUPS)
+			return false;
+		order->groups[order->ngroups++] = strtoul(text, &end, 10);
+		if (end == text)
+			return false;
+	} while (*end == ',');
+	order->gid = order->groups[0];
+	order->as_user = true;
+	return !*end;
+}
+
+/* exec [tty=pty|console] [cols=N] [rows=N] [cwd=DIR] [user=UID:GID,...] [env=NAME=VALUE]... -- ARGV... */
 const char *order_parse(struct words *w, struct order *order)
 {
 	static char why[128];
@@ -35,6 +58,8 @@ const char *order_parse(struct words *w, struct order *order)
 			order->size.ws_row = atoi(word + 5);
 		else if (!strncmp(word, "cwd=", 4))
 			order->cwd = word + 4;
+		else if (!strncmp(word, "user=", 5) && parse_user(word + 5, order))
+			;
 		else if (!strncmp(word, "env=PATH=", 9))
 			order->env[0] = word + 4;
 		else if (!strncmp(word, "env=", 4))
@@ -76,6 +101,16 @@ static void child_setup(void)
 	setsid();
 }
 
+/* The user's terminal belongs to the user, as after a login. */
+static bool become(const struct order *order)
+{
+	if (!order->as_user)
+		return true;
+	if (order->tty != TTY_NONE && fchown(STDIN_FILENO, order->uid, order->gid))
+		return false;
+	return !setgroups(order->ngroups, order->groups) && !setgid(order->gid) && !setuid(order->uid);
+}
+
 static void child_run(const struct order *order, const int fds[3], int report)
 {
 	int failed;
@@ -89,7 +124,7 @@ static void child_run(const struct order *order, const int fds[3], int report)
 		take_tty(fds[0]);
 	}
 	environ = order->env;
-	if (!chdir(order->cwd))
+	if (become(order) && !chdir(order->cwd))
 		execvp(order->argv[0], order->argv);
 	failed = errno;
 	if (write(report, &failed, sizeof(failed)) < 0)

@@ -9,8 +9,14 @@
 
 enum tty { TTY_NONE, TTY_PTY, TTY_CONSOLE };
 
+#define MAX_GROUPS	64
+
 struct order {
 	enum tty tty;
+	bool as_user;		/* else as root, with what init has */
+	uid_t uid;
+	gid_t gid, groups[MAX_GROUPS];	/* the first group is gid */
+	int ngroups;
 	struct winsize size;
 	const char *cwd;
 	char **env, **argv;

@@ -155,6 +155,14 @@ const char *root_mount(const char *fstype, const char *tag, const char *options,
 	return why;
 }
 
+/* The modules of the running kernel from where they are in the root to where they are looked for. */
+const char *bind_mount(const char *source, const char *path)
+{
+	if (path[0] != '/' || !make_dirs(path) || mount(source, path, NULL, MS_BIND, NULL))
+		return failed(path);
+	return NULL;
+}
+
 const char *share_mount(const char *fstype, const char *tag, const char *path,
 			const char *options)
 {

@@ -80,15 +80,18 @@ def exec_line(
     *,
     cwd: str = "/",
     env: Mapping[str, str] | None = None,
+    user: str = "",
     tty: str = "none",
     size: tuple[int, int] = (0, 0),
 ) -> bytes:
-    """The request that runs `argv`. `tty` is none (three ports), pty (stdin and stdout ports) or console;
-    `size` is (columns, rows) of a tty. ValueError where a word holds a NUL or there is no command."""
+    """The request that runs `argv`. `tty` is none (three ports), pty (stdin and stdout ports) or console; `size` is
+    (columns, rows) of a tty; `user` is UID:GID,GROUP... or empty for root. ValueError where a word holds a NUL or there
+    is no command."""
     words = ["exec"]
     if tty != "none":
         words += [f"tty={tty}", f"cols={size[0]}", f"rows={size[1]}"]
     words.append(f"cwd={cwd}")
+    words += [f"user={user}"] if user else []
     words += [f"env={name}={value}" for name, value in (env or {}).items()]
     words += ["--", *argv]
     if not argv:

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     Say = Callable[[str], None]
 
 
+class Export(Record):
+    """A directory of this machine that the guest mounts at `where`; its root has the tag "root"."""
+
+    tag: str
+    path: str
+    where: str
+    readonly: bool
+
+
 class Plan(Record):
     """One run. `linux`: the guest is a Linux, not a payload; `tty`: stdin and stdout are a terminal."""
 
@@ -36,6 +45,11 @@ class Plan(Record):
     release: str = ""  # of the user half, where the caller knows it already
     host_kernel: str | None = None
     shares: tuple[str, ...] = ()
+    exports: tuple[Export, ...] = ()
+    binds: tuple[tuple[str, str], ...] = ()  # (what, where) in the guest, once its root is there
+    cwd: str = "/"  # of the command, as are the next two
+    env: tuple[str, ...] | None = None  # NAME=VALUE; None: what the terminal needs
+    user: str = ""  # UID:GID,GROUP...; empty: root
 
     def dump(self) -> str:
         """JSON for `load`."""
@@ -51,7 +65,10 @@ def load(text: str) -> Plan:
     fields = json.loads(text)
     config = fields.pop("config")
     disks = tuple(Disk(**disk) for disk in config.pop("disks"))
-    fields["command"], fields["shares"] = tuple(fields["command"]), tuple(fields["shares"])
+    fields["exports"] = tuple(Export(**export) for export in fields["exports"])
+    fields["binds"] = tuple((what, where) for what, where in fields["binds"])
+    for name in ("command", "shares", "env"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
     return Plan(Config(**config, disks=disks), **fields)
 
 
@@ -93,6 +110,10 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         host_kernel=args.host_kernel,
         shares=tuple(os.path.abspath(share) for share in args.share),
     )
+    if args.root or args.rwdir or args.user or args.env or args.cwd:
+        from unikvm.cli.directories import add
+
+        plan = add(plan, args)
     _check(plan)
     return _with_linux(plan, spec) if linux else plan
 
@@ -139,13 +160,19 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
         kernel, initrd = spec, plan.config.initrd
     else:
         from unikvm.images.artifacts import init_binary
-        from unikvm.images.guest import guest_initramfs
+        from unikvm.images.guest import MODULES, guest_initramfs
         from unikvm.images.kernel import find_kernel
 
         tell = _progress(plan)
         found = find_kernel(spec, progress=tell)
         kernel = found.image
-        initrd = guest_initramfs(found, init=init_binary(), base=plan.config.initrd, progress=tell)
+        modules: tuple[str, ...] = MODULES
+        if plan.exports:
+            from unikvm.cli.directories import GUEST_MODULES, with_modules
+
+            plan = with_modules(plan, found.release, found.modules)
+            modules += GUEST_MODULES
+        initrd = guest_initramfs(found, init=init_binary(), base=plan.config.initrd, modules=modules, progress=tell)
     if not is_elf(kernel):
         from unikvm.images.vmlinux import vmlinux
 

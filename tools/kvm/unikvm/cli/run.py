@@ -6,6 +6,7 @@ examples:
   unikvm run                                  Debian's kernel and a shell
   unikvm run -k arch/x86/boot/bzImage -- CMD  your kernel, one command, its exit status
   unikvm run -d disk.img,ro -m 1G -c 2        a disk, more memory, two CPUs
+  unikvm run --root / --rwdir . -- make test  this machine's files in the guest; only . is written to
 
 keys: Ctrl-A x leaves, Ctrl-A h helps.
 status: CMD's own (0-119); 120 panic, 121 hang, 122 KVM error, 123 VMM error, 124 time-out, 125 could not run.
@@ -27,7 +28,7 @@ CONSOLES = ("virtio", "serial", "none")
 TRANSPORTS = ("pci", "mmio")
 
 
-# Each option once: names, metavar, default, kind (str, int, float, list, bool, count), help.
+# Each option once: names, metavar, default, kind (str, int, float, list, bool, count; dir: / without a value), help.
 OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("-k --kernel", "KERNEL", None, "str", "path, .deb, build tree or Debian package (default: Debian's cloud kernel)"),
     ("-i --initrd", "FILE", None, "str", "initramfs (default: a small one with busybox)"),
@@ -41,6 +42,11 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("--host", "WHERE", "auto", "str", "auto, local (this machine) or vm (default: auto)"),
     ("--host-kernel", "SPEC", None, "str", "kernel of the host VM (default: Debian's)"),
     ("--share", "DIR", None, "list", "directory that a host VM may write to; repeatable"),
+    ("--root", "DIR", None, "dir", "DIR (default: /) as the guest's root; what it writes there is forgotten"),
+    ("--rwdir", "DIR", None, "list", "directory that the guest writes to, DIR or GUEST=HOST; repeatable"),
+    ("--cwd", "DIR", None, "str", "CMD's working directory in the guest (default with --root: this one)"),
+    ("--user", "USER", None, "str", "run CMD as NAME of the guest's root, UID or UID:GID (default: root)"),
+    ("--env", "NAME=VALUE", None, "list", "more for CMD's environment; NAME alone: as it is here; repeatable"),
     ("--timeout", "S", None, "float", "end the guest after S seconds, status 124"),
     ("--watchdog", "S", 0.0, "float", "with CMD: S seconds without life are a hang, status 121"),
     ("--result", "FILE", None, "str", "write the outcome as JSON"),
@@ -99,7 +105,7 @@ def _take(values: dict[str, Any], name: str, kind: str, words: Iterator[str]) ->
     if kind == "count":
         values[name] += 1
         return True
-    word = next(words, "-")
+    word = next(words, "/" if kind == "dir" else "-")
     if word.startswith("-") or (name in CHOICES and word not in CHOICES[name]):
         return False
     try:
@@ -117,6 +123,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("image", nargs="?", metavar="KERNEL", help="the same as --kernel")
     kinds: dict[str, dict[str, Any]] = {
         "str": {},
+        "dir": {"nargs": "?", "const": "/"},
         "int": {"type": int},
         "float": {"type": float},
         "list": {"action": "append"},

@@ -81,6 +81,46 @@ def show_exits(machine: Machine) -> None:
         say(line)
 
 
+def _environment(plan: Plan) -> dict[str, str]:
+    if plan.env is None:
+        return {name: os.environ[name] for name in ("TERM", "LANG") if name in os.environ}
+    pairs = (text.partition("=") for text in plan.env)
+    return {name: value for name, _, value in pairs}
+
+
+def _mounts(plan: Plan) -> list[tuple[str, ...]]:
+    """What init is asked for before the command: the root first."""
+    if not plan.exports:
+        return []
+    from unikvm.vhost.virtiofsd import mount_flags
+
+    steps: list[tuple[str, ...]] = []
+    for export in plan.exports:
+        if export.tag == "root":
+            steps.append(("root", "virtiofs", export.tag, "", *mount_flags()))
+            steps += [("bind", what, where) for what, where in plan.binds]
+        else:
+            steps.append(("share", "virtiofs", export.tag, export.where, "ro" if export.readonly else ""))
+    return steps
+
+
+def _directories(plan: Plan) -> list[VirtioDevice]:
+    """A file server for each directory, started at once, and its device."""
+    if not plan.exports:
+        return []
+    from unikvm.vhost import virtiofsd
+    from unikvm.virtio.fs import Fs
+
+    binary = virtiofsd.find()
+    if not binary:
+        raise CannotRun("--root and --rwdir need virtiofsd, which is not on this host", hint="`make setup` installs it")
+    tell = (lambda _line: None) if plan.quiet else lambda line: say(f"unikvm: {line}")
+    return [
+        Fs(export.tag, virtiofsd.serve(binary, export.path, readonly=export.readonly), say=tell)
+        for export in plan.exports
+    ]
+
+
 class _Guest:
     """The guest's consoles and its agent, as `plan` wants them."""
 
@@ -113,7 +153,10 @@ class _Guest:
                 self._ended,
                 console=plan.tty,
                 size=window_size(),
-                env={name: os.environ[name] for name in ("TERM", "LANG") if name in os.environ},
+                env=_environment(plan),
+                cwd=plan.cwd,
+                user=plan.user,
+                setup=_mounts(plan),
                 watchdog=plan.watchdog,
             )
             ports = self._agent.ports
@@ -129,7 +172,7 @@ class _Guest:
             )
         columns, rows = window_size()
         self._console = Console(console, ports, columns=columns, rows=rows)
-        return (self._console, Rng())
+        return (self._console, Rng(), *_directories(plan))
 
     def print(self, data: bytes) -> None:
         """What the serial port sends; nothing while the guest's console, which says the same, is the virtio one."""
@@ -180,7 +223,8 @@ class _Guest:
 
     def _ended(self, event: Event) -> None:
         """The agent's word. What the command wrote to a disk may still be in the guest's memory: power off first."""
-        writable = any(not disk.readonly for disk in self._plan.config.disks)
+        disks, exports = self._plan.config.disks, self._plan.exports
+        writable = any(not disk.readonly for disk in disks) or any(not export.readonly for export in exports)
         if self._agent is not None and writable and isinstance(event, CommandExit):
             self._event = event
             self._agent.power_off(SECONDS_TO_POWER_OFF)

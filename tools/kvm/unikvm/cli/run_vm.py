@@ -22,6 +22,8 @@ RESULT = "/run/unikvm-result.json"  # in the host VM
 
 def run(plan: Plan) -> int:
     """Run to the end; returns the exit status."""
+    # What the guest writes through its directory goes through the host VM.
+    plan = plan.replace(shares=(*plan.shares, *(export.path for export in plan.exports if not export.readonly)))
     _warn_about_disks(plan)
     progress = Progress(plan)
     kernel = find_kernel(plan.host_kernel, progress=progress.say)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from unikvm import wire
 from unikvm.errors import CANNOT_RUN, UnikvmError
+from unikvm.lean import deque
 from unikvm.machine.events import CommandExit, Event, Hang, VmmFailure
 from unikvm.sys.eventloop import EventLoop
 from unikvm.virtio.port import Port
@@ -22,7 +23,8 @@ class Agent:
     """Waits for init, runs `argv`, and posts the event of its end.
 
     `stdin`, `stdout`, `stderr`: descriptors (ignored with `console`, which runs it on the guest's console as its
-    terminal). `watchdog`: seconds without a sign of life after which the guest counts as hung; 0 never.
+    terminal). `setup`: requests that init has to carry out before, word by word. `watchdog`: seconds without a sign of
+    life after which the guest counts as hung; 0 never.
     """
 
     def __init__(
@@ -34,13 +36,16 @@ class Agent:
         size: tuple[int, int] = (80, 24),
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
+        user: str = "",
+        setup: Sequence[Sequence[str]] = (),
         stdin: int = 0,
         stdout: int = 1,
         stderr: int = 2,
         watchdog: float = 0.0,
     ) -> None:
         tty = "console" if console else "none"
-        self._request = wire.exec_line(argv, cwd=cwd, env=env, tty=tty, size=size)
+        self._request = wire.exec_line(argv, cwd=cwd, env=env, user=user, tty=tty, size=size)
+        self._setup = deque(wire.encode(*words) for words in setup)
         self._post = post
         self._lines = wire.LineReader()
         self._command = wire.Command()
@@ -90,9 +95,22 @@ class Agent:
                 self._end(VmmFailure(UnikvmError(message, hint="rebuild it: make build", outcome=CANNOT_RUN)))
                 return
             self._ready = True
-            self._ctl.send(self._request)
+            self._next_step()
+        elif self._setup:
+            self._step_done(words)
         elif self._command.on_line(words):
             self._finish()
+
+    def _next_step(self) -> None:
+        self._ctl.send(self._setup[0] if self._setup else self._request)
+
+    def _step_done(self, words: list[str]) -> None:
+        """An answer before the command: what it needs is there, or the run is over."""
+        if words == ["ok"]:
+            self._setup.popleft()
+            self._next_step()
+        elif words[0] == "error":
+            self._end(VmmFailure(UnikvmError(f"in the guest: {words[-1]}", outcome=CANNOT_RUN)))
 
     def _sent(self, port: str) -> Callable[[int], None]:
         def count(size: int) -> None:
