@@ -11,7 +11,7 @@ from unikvm.cli.run import parse_disk
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.machine.config import Disk
 
-SCREEN = 45  # lines of a terminal
+SCREEN = 50  # lines of a terminal
 
 
 @pytest.mark.parametrize("name", COMMANDS)

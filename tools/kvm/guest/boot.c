@@ -83,6 +83,18 @@ void boot_mounts(void)
 	mkdir("/tmp", 01777);
 }
 
+/* A host's guests with shared directories have shared memory: let it be in huge pages, as all other memory is. */
+void boot_host(void)
+{
+	int fd = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;		/* a kernel without: slower */
+	if (write(fd, "advise", 6) != 6)
+		complain("shmem_enabled: %s", strerror(errno));
+	close(fd);
+}
+
 /* Insert one module; NULL, or what went wrong. One that is there already is fine. */
 const char *module_insert(const char *path, const char *params)
 {

@@ -38,6 +38,7 @@ static void serve_test(void)
 int main(int argc, char **argv)
 {
 	char value[8];
+	bool host;
 
 	signal(SIGPIPE, SIG_IGN);
 	if (getpid() != 1) {
@@ -47,11 +48,13 @@ int main(int argc, char **argv)
 		return EXIT_FAILURE;
 	}
 	boot_mounts();
+	host = cmdline_value("unikvm.role", value, sizeof(value)) && !strcmp(value, "host");
+	if (host)
+		boot_host();
 	boot_modules();
 	set_hostname();
 	boot_applets();
-	if (cmdline_value("unikvm.ctl", value, sizeof(value)) ||
-	    (cmdline_value("unikvm.role", value, sizeof(value)) && !strcmp(value, "host"))) {
+	if (host || cmdline_value("unikvm.ctl", value, sizeof(value))) {
 		if (port_open(PORT_CTL, PORT_PATIENCE))
 			ctl_serve();
 	} else {

@@ -33,6 +33,7 @@ void power_off(void) __attribute__((noreturn));
 
 /* boot.c */
 void boot_mounts(void);
+void boot_host(void);
 void boot_modules(void);
 void boot_applets(void);
 const char *module_insert(const char *path, const char *params);

@@ -28,24 +28,21 @@ class Mapping:
         room = size + HUGE_PAGE
         try:
             if shared:
-                self.fd = os.memfd_create("unikvm-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-                os.ftruncate(self.fd, room)
-                # Whoever else maps it must not be able to take it away: an access to it would end this process.
-                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                self._map = mmap.mmap(self.fd, room, mmap.MAP_SHARED)
-                self._map.madvise(mmap.MADV_HUGEPAGE)
+                self.fd = _sealed_memfd(room + HUGE_PAGE)
+                self._map, start, skipped = _map_congruent(self.fd, room)
             else:
                 # Reserved when it is touched, as a guest's memory mostly is not.
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
                 self._map = mmap.mmap(-1, room, flags)
-                self._map.madvise(mmap.MADV_HUGEPAGE)
+                start, skipped = _address(self._map), 0
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         except (OSError, OverflowError, ValueError) as error:
             message = f"cannot map {size >> 20} MiB of guest memory: {error}"
             raise CannotRun(message, hint="give less with --mem") from error
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self.offset = -start % HUGE_PAGE  # of the memory in the mapping, and in the memfd
-        self.address = start + self.offset
-        self.view = memoryview(self._map)[self.offset : self.offset + size]
+        before = -start % HUGE_PAGE  # of the memory in the mapping
+        self.offset = skipped + before  # of the memory in the memfd
+        self.address = start + before
+        self.view = memoryview(self._map)[before : before + size]
 
     def close(self) -> None:
         """Release the descriptor; the memory goes with the last view of it."""
@@ -53,3 +50,36 @@ class Mapping:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _address(mapping: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+def _sealed_memfd(size: int) -> int:
+    """A memfd whose size nobody can change: whoever else maps it could else take the memory away, and an access to it
+    would end this process."""
+    fd = os.memfd_create("unikvm-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _map_congruent(fd: int, size: int) -> tuple[mmap.mmap, int, int]:
+    """Map `size` bytes so that address and offset in the file agree in their low bits, or no page of it can be huge.
+
+    (mapping, address, offset). The address is the kernel's choice, so look first, then map what fits it; the same place
+    is free again unless another thread was faster, which costs speed alone.
+    """
+    offset = 0
+    for _ in range(3):
+        mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
+        start = _address(mapping)
+        if start % HUGE_PAGE == offset:
+            break
+        offset = start % HUGE_PAGE
+        mapping.close()
+    else:
+        mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
+        start = _address(mapping)
+    return mapping, start, offset

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, SCM_RIGHTS, SOL_SOCKET
+from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_PEEK, SCM_RIGHTS, SOL_SOCKET
 
 from unikvm.errors import UnikvmError
 from unikvm.sys.unixsocket import Socket
@@ -98,11 +98,12 @@ class Channel:
     def broken(self) -> str:
         """Why nothing more is to be expected: the connection is closed, or has what nobody asked for. Else empty.
 
-        For the event loop, between requests.
+        For the event loop, between requests. Never waits: what woke the loop may have been taken as an answer.
         """
+        self._socket.settimeout(0)  # with a time-out, recv would wait for that long whatever its flags say
         try:
-            data = self._socket.recv(1, MSG_PEEK | MSG_DONTWAIT)
-        except (BlockingIOError, TimeoutError, InterruptedError):
+            data = self._socket.recv(1, MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
             return ""
         except OSError as error:
             return _text(error)
