@@ -312,6 +312,10 @@ static const char *obey_simple(struct words *w)
 		return share_mount(w->v[1], w->v[2], w->v[3], w->n > 4 ? w->v[4] : none);
 	if (!strcmp(verb, "bind") && w->n == 3)
 		return bind_mount(w->v[1], w->v[2]);
+	if (!strcmp(verb, "sync")) {
+		sync();
+		return NULL;
+	}
 	if (!strcmp(verb, "insmod") && w->n >= 2)
 		return module_insert(w->v[1], w->n > 2 ? w->v[2] : none);
 	return bad_request(verb);

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 READ_SIZE = 4096
 END_OF_INPUT = b"\x04"  # what a terminal sends for Ctrl-D
 SECONDS_TO_POWER_OFF = 30.0
+SECONDS_TO_SYNC = 10.0
 
 
 def run(plan: Plan) -> int:
@@ -222,12 +223,14 @@ class _Guest:
         self._on_virtio = is_open
 
     def _ended(self, event: Event) -> None:
-        """The agent's word. What the command wrote to a disk may still be in the guest's memory: power off first."""
-        disks, exports = self._plan.config.disks, self._plan.exports
-        writable = any(not disk.readonly for disk in disks) or any(not export.readonly for export in exports)
-        if self._agent is not None and writable and isinstance(event, CommandExit):
+        """The agent's word. What the command wrote may still be in the guest's memory: see that it arrives."""
+        if self._agent is None or not isinstance(event, CommandExit):
+            self._post(event)
+        elif any(not disk.readonly for disk in self._plan.config.disks):
             self._event = event
             self._agent.power_off(SECONDS_TO_POWER_OFF)
+        elif any(not export.readonly for export in self._plan.exports):
+            self._agent.sync(SECONDS_TO_SYNC, lambda: self._post(event))
         else:
             self._post(event)
 

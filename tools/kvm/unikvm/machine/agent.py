@@ -53,6 +53,7 @@ class Agent:
         self._ready = False
         self._alive = True
         self._ended = False
+        self._after: Callable[[], None] | None = None
         self._ctl = Port(wire.PORT_CTL, sink=self._received)
         self.ports: tuple[Port, ...] = (self._ctl,)
         if not console:
@@ -80,6 +81,13 @@ class Agent:
         late = Hang(f"the guest did not power off within {seconds:g} s after its command")
         self._loop.call_later(seconds, lambda: self._post(late))
 
+    def sync(self, seconds: float, done: Callable[[], None]) -> None:
+        """After the command: ask init to write out what the guest holds of files, and call `done`; at the latest after
+        `seconds`, since the other end of those files may be gone."""
+        self._after = done
+        self._ctl.send(wire.encode("sync"))
+        self._loop.call_later(seconds, done)
+
     def _received(self, data: bytes) -> None:
         self._alive = True
         try:
@@ -98,6 +106,8 @@ class Agent:
             self._next_step()
         elif self._setup:
             self._step_done(words)
+        elif self._after is not None and words == ["ok"]:
+            self._after()
         elif self._command.on_line(words):
             self._finish()
 

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Directories of the host in the guest: what is read, what is written where, and what a dead file server does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unikvm.cli.directories import GUEST_MODULES
+from unikvm.errors import CANNOT_RUN
+from unikvm.hostvm.config import HostConfig
+from unikvm.hostvm.host import Exit, HostVm
+from unikvm.images.artifacts import LAUNCHER, init_binary
+from unikvm.images.guest import MODULES, guest_initramfs
+from unikvm.images.kernel import Kernel, find_kernel
+from unikvm.images.vmlinux import vmlinux
+
+SECONDS = 120.0
+RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "60"]
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Kernel:
+    """The guest's kernel, with what is made of it in the cache: the host VM cannot write there."""
+    found = find_kernel()
+    vmlinux(found.image)
+    guest_initramfs(found, init=init_binary(), modules=(*MODULES, *GUEST_MODULES))
+    return found
+
+
+@pytest.fixture(scope="module")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("share")
+
+
+@pytest.fixture(scope="module")
+def host(kernel: Kernel, share: Path) -> Iterator[HostVm]:
+    with HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),))) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_orphans(host: HostVm) -> Iterator[None]:
+    """However a run ended, its file servers ended with it."""
+    yield
+    end = time.monotonic() + 10
+    while host.exec(["pgrep", "virtiofsd"], timeout=20).status == 0:
+        assert time.monotonic() < end, "a virtiofsd is left"
+
+
+def run(host: HostVm, *arguments: str, cwd: str = "/", stdin: bytes = b"") -> Exit:
+    return host.exec([*RUN, *arguments], cwd=cwd, stdin=stdin, timeout=SECONDS)
+
+
+def sh(host: HostVm, script: str) -> Exit:
+    return host.exec(["sh", "-c", script], timeout=SECONDS)
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_the_hosts_root(host: HostVm, transport: str) -> None:
+    done = run(host, "--root", "/", "--transport", transport, "--", "cat", "/etc/os-release")
+    assert (done.status, done.stdout) == (0, Path("/etc/os-release").read_bytes()), done.stderr
+
+
+def test_what_is_written_to_the_root_does_not_reach_the_host(host: HostVm) -> None:
+    done = run(host, "--root", "--", "sh", "-c", "echo x > /etc/evil && rm /etc/passwd && cat /etc/evil")
+    assert (done.status, done.stdout) == (0, b"x\n"), done.stderr
+    assert sh(host, "test -e /etc/passwd && ! test -e /etc/evil").status == 0
+
+
+def test_a_writable_directory_and_the_working_directory(host: HostVm, share: Path) -> None:
+    """The command begins where the caller stands, which is what it may write to; the rest is where it is here."""
+    (share / "in").mkdir()
+    script = "pwd; echo through > written && cat written"
+    done = run(host, "--root", "--rwdir", str(share), "--", "sh", "-c", script, cwd=str(share / "in"))
+    assert (done.status, done.stdout) == (0, f"{share}/in\nthrough\n".encode()), done.stderr
+    assert (share / "in/written").read_text() == "through\n"
+
+
+def test_as_another_user(host: HostVm) -> None:
+    script = "id -un; echo $HOME; pwd; test -r /etc/shadow || echo no"
+    done = run(host, "--root", "--user", "daemon", "--", "sh", "-c", script, cwd="/usr")
+    assert (done.status, done.stdout) == (0, b"daemon\n/usr/sbin\n/usr\nno\n"), done.stderr
+
+
+def test_another_place_and_environment(host: HostVm, share: Path) -> None:
+    script = "echo there > /mnt/deep/er/file; echo $ONE $HOME; pwd"
+    options = ("--rwdir", f"/mnt/deep/er={share}", "--env", "ONE=1 2", "--env", "HOME", "--cwd", "/mnt")
+    done = run(host, *options, "--", "sh", "-c", script)
+    assert (done.status, done.stdout) == (0, b"1 2 /root\n/mnt\n"), done.stderr
+    assert (share / "file").read_text() == "there\n"
+
+
+def test_the_guest_kernels_modules(host: HostVm) -> None:
+    done = run(host, "--root", "--", "sh", "-c", "ls /lib/modules/$(uname -r)/kernel/fs/overlayfs")
+    assert done.stdout.startswith(b"overlay.ko"), done.stderr
+
+
+def test_refusals_are_one_line(host: HostVm) -> None:
+    for options, text in (
+        (("--root", "/no/such"), "no such directory"),
+        (("--root", "--user", "nobody-knows"), "no such user"),
+        (("--rwdir", "/=/tmp"), "no place for it"),
+        (("--env", "=x"), "no name"),
+    ):
+        done = run(host, *options, "--", "true")
+        assert done.status == CANNOT_RUN
+        assert text in done.stderr.decode()
+        assert done.stderr.count(b"\n") == 1
+
+
+def test_kill_9_of_the_file_server_gives_the_guest_errors(host: HostVm, share: Path) -> None:
+    """While it reads and writes: the guest's process gets an error, and the run ends with its status."""
+    script = f"while echo x >> {share}/grows; do read y < {share}/grows; done 2>/tmp/why; cat /tmp/why; exit 7"
+    command = " ".join([*RUN, "--rwdir", str(share), "--", "sh", "-c", f"'{script}'"])
+    done = sh(
+        host, f"{command} & while ! test -s {share}/grows; do sleep 0.1; done; sleep 1; pkill -9 virtiofsd; wait $!"
+    )
+    assert done.status == 7, done.stderr
+    assert b"endpoint is not connected" in done.stdout, done.stdout
+    assert b"is lost: signal 9 ended it" in done.stderr
+    assert (share / "grows").stat().st_size > 2
+
+
+def test_kill_9_of_the_roots_file_server(host: HostVm) -> None:
+    script = "for f in /usr/share/doc/*/*; do read line < $f || exit 7; test $f = /tmp || echo .; done 2>/dev/null"
+    command = " ".join([*RUN, "--root", "/", "--", "sh", "-c", f"'{script}'"])
+    done = sh(host, f"{command} > /tmp/out & while ! test -s /tmp/out; do sleep 0.1; done; pkill -9 virtiofsd; wait $!")
+    assert done.status == 7, done.stderr
+
+
+def test_kill_9_of_the_front_end_leaves_no_file_server(host: HostVm) -> None:
+    """`no_orphans` looks."""
+    command = " ".join([*RUN, "--root", "/", "--", "sleep", "60"])
+    done = sh(host, f"{command} & while ! pgrep virtiofsd; do sleep 0.1; done; sleep 2; kill -9 $!; wait $!")
+    assert done.status == 128 + 9
+
+
+def test_ends_without_a_command_leave_no_file_server(host: HostVm) -> None:
+    assert run(host, "--root", "--timeout", "5", "--", "sleep", "60").status == 124
+    assert run(host, "--root", "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60").status == 120
+    assert run(host, "--root", "-d", "/no/such", "--", "true").status == CANNOT_RUN
