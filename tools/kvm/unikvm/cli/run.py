@@ -35,7 +35,7 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("-p --append", "ARGS", "", "str", "more for the kernel's command line"),
     ("-m --mem", "SIZE", "256M", "str", "memory, 512M or 2G (default: 256M)"),
     ("-c --cpus", "N", 1, "int", "vCPUs, 1 to 8 (default: 1)"),
-    ("-d --disk", "FILE", None, "list", "raw image, FILE[,ro][,serial=S]; repeatable"),
+    ("-d --disk", "FILE", None, "list", "image, FILE[,ro][,serial=S][,format=F], *.qcow2 or raw; repeatable"),
     ("--console", "KIND", None, "str", "virtio, serial or none (default: virtio; of a payload: serial)"),
     ("--transport", "BUS", "pci", "str", "of virtio devices: pci or mmio (default: pci)"),
     ("-n --name", "NAME", "unikvm", "str", "the guest's host name"),
@@ -140,20 +140,26 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def parse_disk(text: str) -> Disk:
-    """A Disk of `FILE[,ro][,serial=S]`."""
+    """A Disk of `FILE[,ro][,serial=S][,format=F][,writethrough]`; without a format the file's name says it."""
     from unikvm.errors import CannotRun
-    from unikvm.machine.config import Disk
+    from unikvm.machine.config import Disk, format_of
 
     path, *options = text.split(",")
-    readonly, serial = False, ""
+    readonly, serial, kind, writethrough = False, "", "", False
     for option in options:
         if option in ("ro", "readonly"):
             readonly = True
         elif option.startswith("serial="):
             serial = option.removeprefix("serial=")
+        elif option.startswith("format="):
+            kind = option.removeprefix("format=")
+        elif option == "writethrough":
+            writethrough = True
         else:
-            raise CannotRun(f"--disk {text}: no option {option!r}", hint="FILE[,ro][,serial=S]")
-    return Disk(path, readonly, serial)
+            raise CannotRun(
+                f"--disk {text}: no option {option!r}", hint="FILE[,ro][,serial=S][,format=F][,writethrough]"
+            )
+    return Disk(path, readonly, serial, kind or format_of(path), writethrough)
 
 
 def main(args: Options | Namespace) -> int:

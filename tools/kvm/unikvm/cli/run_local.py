@@ -32,7 +32,7 @@ def run(plan: Plan) -> int:
     guest = _Guest(plan)
     try:
         phases.begin("building the machine")
-        with Machine(plan.config, output=guest.print, devices=guest.devices) as machine:
+        with Machine(plan.config, output=guest.print, devices=guest.devices, say=_teller(plan)) as machine:
             phases.begin("running")
             guest.connect(machine)
             with raw_mode(0 if plan.tty else -1):
@@ -115,11 +115,15 @@ def _directories(plan: Plan) -> list[VirtioDevice]:
     binary = virtiofsd.find()
     if not binary:
         raise CannotRun("--root and --rwdir need virtiofsd, which is not on this host", hint="`make setup` installs it")
-    tell = (lambda _line: None) if plan.quiet else lambda line: say(f"unikvm: {line}")
     return [
-        Fs(export.tag, virtiofsd.serve(binary, export.path, readonly=export.readonly), say=tell)
+        Fs(export.tag, virtiofsd.serve(binary, export.path, readonly=export.readonly), say=_teller(plan))
         for export in plan.exports
     ]
+
+
+def _teller(plan: Plan) -> Callable[[str], None]:
+    """Where news of back ends go."""
+    return (lambda _line: None) if plan.quiet else lambda line: say(f"unikvm: {line}")
 
 
 class _Guest:

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from unikvm.boot.image import Entry
     from unikvm.devices.acpipm import AcpiPm
     from unikvm.devices.serial import Serial
-    from unikvm.machine.config import Config
+    from unikvm.machine.config import Config, Disk
     from unikvm.machine.events import Event
     from unikvm.sys.companion import Companion
     from unikvm.virtio.device import VirtioDevice
 
     Post = Callable[["Event"], None]
+    Say = Callable[[str], object]
 
 
 class Parts(State):
@@ -66,16 +67,23 @@ class Parts(State):
             self.closables.pop()()
 
 
-def build(config: Config, output: Callable[[bytes], object], devices: tuple[VirtioDevice, ...], post: Post) -> Parts:
+def build(
+    config: Config,
+    output: Callable[[bytes], object],
+    devices: tuple[VirtioDevice, ...],
+    post: Post,
+    say: Say = lambda _line: None,
+) -> Parts:
     """Create the VM and its devices, and load the kernel. Nothing runs yet; on an error nothing is left behind.
 
-    `output` gets what the serial port sends; `devices` are virtio devices beside those that `config` asks for.
+    `output` gets what the serial port sends; `devices` are virtio devices beside those that `config` asks for;
+    `say` is told what the user must know of the back ends.
     """
     install_kick_handler()
     check_memory(config.memory)
     closables: list[Callable[[], None]] = []
     try:
-        return _build(config, output, devices, post, closables)
+        return _build(config, output, devices, post, say, closables)
     except BaseException:
         for close in reversed(closables):
             close()
@@ -87,15 +95,21 @@ def _build(
     output: Callable[[bytes], object],
     devices: tuple[VirtioDevice, ...],
     post: Post,
+    say: Say,
     closables: list[Callable[[], None]],
 ) -> Parts:
+    # First, so that back ends start while we work, and are forked while there is one thread.
+    closables += [device.discard for device in devices]
+    every: list[VirtioDevice] = []
+    for disk in config.disks:
+        every.append(_disk(disk, say))
+        closables.append(every[-1].discard)
+    every += devices
     kvm = Kvm()
     closables.append(kvm.close)
     # In creating a VM's interrupt controllers KVM waits for RCU, several times: enough for most of our own work.
     making = Later(lambda: _create_vm(kvm), "kvm")
     closables.append(lambda: _close_vm(making))
-    every = [*_disks(config), *devices]
-    closables += [device.close for device in every]
     shared = any(device.shares_memory for device in every)
     memory = GuestMemory(layout.ram_layout(config.memory), shared=shared)
     closables.append(memory.close)
@@ -165,12 +179,16 @@ def _close_vm(making: Later) -> None:
         making.result().close()
 
 
-def _disks(config: Config) -> list[VirtioDevice]:
-    if not config.disks:
-        return []
-    from unikvm.virtio.blk import Blk
+def _disk(disk: Disk, say: Say) -> VirtioDevice:
+    if disk.kind == "raw":
+        from unikvm.virtio.blk import Blk
 
-    return [Blk(disk.path, readonly=disk.readonly, serial=disk.serial) for disk in config.disks]
+        return Blk(disk.path, readonly=disk.readonly, serial=disk.serial)
+    from unikvm.vhost import storage
+    from unikvm.virtio.vhostblk import VhostBlk
+
+    backend = storage.serve(disk.path, kind=disk.kind, readonly=disk.readonly, writethrough=disk.writethrough)
+    return VhostBlk(backend, readonly=disk.readonly, say=say)
 
 
 def _create_vcpus(parts: Parts, entry: Entry) -> None:

@@ -13,12 +13,34 @@ CONSOLES = ("virtio", "serial", "none")
 TRANSPORTS = ("pci", "mmio")
 
 
+# By the end of a file's name, and never by its content: a guest decides what a raw image begins with, and an image
+# format can name other files of the machine.
+_FORMATS = {"qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhdx": "vhdx", "vhd": "vpc"}
+
+
+def format_of(path: str) -> str:
+    """The image format that a file's name says: one of QEMU's, or `raw`."""
+    return _FORMATS.get(path.rpartition(".")[2].lower(), "raw")
+
+
 class Disk(Record):
-    """A raw disk image."""
+    """A disk image. `kind`: raw, or a format that qemu-storage-daemon knows, which has no serial numbers, and which
+    `writethrough` is for: written blocks are in the image before the guest has the answer.
+    """
 
     path: str
     readonly: bool = False
     serial: str = ""
+    kind: str = "raw"
+    writethrough: bool = False
+
+    def __post_init__(self) -> None:
+        if self.serial and self.kind != "raw":
+            raise CannotRun(f"disk {self.path}: only a raw image can have a serial number")
+        if self.writethrough and self.kind == "raw":
+            raise CannotRun(
+                f"disk {self.path}: writethrough is for the formats of qemu-storage-daemon", hint="leave it out"
+            )
 
 
 class Config(Record):

@@ -56,7 +56,8 @@ class Machine:
     """One virtual machine, made of a `Config` or of its fields (`memory` also as "256M").
 
     Use it as a context manager: leaving it ends the guest and releases everything. `run` is `start` and `wait`.
-    Without an `output`, what the guest prints on its console collects in `console`.
+    Without an `output`, what the guest prints on its console collects in `console`. `say` is told in a line when a
+    back end is lost, or back.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Machine:
         *,
         output: Callable[[bytes], object] | None = None,
         devices: tuple[VirtioDevice, ...] = (),
+        say: Callable[[str], object] = lambda _line: None,
         memory: int | str | None = None,
         **fields: object,
     ) -> None:
@@ -76,7 +78,7 @@ class Machine:
         self.console = bytearray()
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._end: Event | None = None
-        self._parts: Parts = build(config, output or self.console.extend, devices, self._events.put)
+        self._parts: Parts = build(config, output or self.console.extend, devices, self._events.put, say)
         self._closed = False
 
     @property

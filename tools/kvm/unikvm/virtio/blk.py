@@ -128,6 +128,9 @@ class Blk(VirtioDevice):
 
     def close(self) -> None:
         super().close()
+        self.discard()
+
+    def discard(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

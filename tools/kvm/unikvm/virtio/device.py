@@ -113,6 +113,9 @@ class VirtioDevice:
 
     # What a device type overrides.
 
+    def discard(self) -> None:
+        """Release what the device had before it was connected; also called, without effect, after `close`."""
+
     def process(self, queue: Queue) -> None:
         """Serve the available chains of `queue`.
 

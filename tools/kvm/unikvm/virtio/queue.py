@@ -256,6 +256,17 @@ class Queue:
         heads = [self._avail_ring[2 + (at & mask)] for at in range(available - size, available)]
         return heads, [self._elements[(at & mask) << 1] for at in range(used - size, used)]
 
+    def distance(self) -> int:
+        """How many chains were made available and not given back, by the indices in guest memory."""
+        distance: int = (self._avail_ring[1] - self._used_ring[1]) & 0xFFFF
+        return distance
+
+    def offer_again(self, heads: list[int]) -> None:
+        """Put `heads` into the last entries of the available ring, the driver's: for one who takes the place of another
+        and begins at the used index. A driver never looks at entries that it has published."""
+        for at, head in enumerate(heads, self._avail_ring[1] - len(heads)):
+            self._avail_ring[2 + (at & self._mask)] = head
+
     @property
     def position(self) -> int:
         """The next entry of the available ring to take."""

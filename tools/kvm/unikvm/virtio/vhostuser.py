@@ -7,7 +7,9 @@ no request exits to this process, and with MSI-X none passes through it.
 
 Threads and locks are those of `VirtioDevice`. A vCPU thread that sets the device up, or resets it, waits for the back
 end's answers under the lock, for `channel.ANSWER_SECONDS` at most; a back end that is slower than that is ended.
-Nothing that a back end does, its death included, goes further than its device: `orphaned` decides what the driver sees.
+Nothing that a back end does, its death included, goes further than its device. Drivers have no way to be told of it and
+wait for answers for ever, so one that is not started again is replaced by `refuse`: every request that is under way or
+comes later is answered with an error.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from __future__ import annotations
 import os
 import time
 
-from unikvm.errors import CannotRun, GuestFault, UnikvmError
+from unikvm.errors import CannotRun, UnikvmError
 from unikvm.sys.eventfd import EventFd
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1
 from unikvm.vhost.channel import BackendError
 from unikvm.vhost.frontend import FrontEnd, Inflight, Ring
 from unikvm.virtio.device import VirtioDevice
-from unikvm.virtio.queue import Queue
+from unikvm.virtio.queue import Chain, Queue
+from unikvm.virtio.underway import under_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,9 +71,8 @@ class VhostUser(VirtioDevice):
     def met(self, front: FrontEnd) -> None:
         """A back end was found: look at its features and its configuration; BackendError where they will not do."""
 
-    def orphaned(self, why: str) -> None:
-        """The back end is lost for good. Under the lock, on any thread; every queue is as the driver set it up."""
-        self.needs_reset(GuestFault(why))
+    def refuse(self, chain: Chain) -> None:
+        """The back end is lost for good: say so in the answer to a request."""
 
     # Life
 
@@ -102,6 +104,9 @@ class VhostUser(VirtioDevice):
                 call.close()
             self._calls.clear()
             super().close()
+        self.discard()
+
+    def discard(self) -> None:
         self.backend.close()
 
     @property
@@ -230,7 +235,31 @@ class VhostUser(VirtioDevice):
             seconds = RESTART_SECONDS * self._restarts
             self.loop.call_soon(lambda: self.loop.call_later(seconds, self._revive))
         else:
-            self.orphaned(f"{self.backend.name} is lost")
+            self._take_over()
+
+    def _take_over(self) -> None:
+        for queue, doorbell in zip(self.queues, self.doorbells, strict=True):
+            self.loop.add(doorbell.fd, self._doorbell_callback(queue, doorbell))
+
+        def answer() -> None:
+            for queue in self.queues:
+                if queue.active:
+                    heads = under_way(queue)
+                    queue.seek()
+                    for head in heads:
+                        self._answer(queue, queue.walk(head))
+                    queue.flush()
+                    queue.kick()
+
+        self.serve(answer)
+
+    def process(self, queue: Queue) -> None:
+        for chain in queue.available():
+            self._answer(queue, chain)
+
+    def _answer(self, queue: Queue, chain: Chain) -> None:
+        self.refuse(chain)
+        queue.add_used(chain)
 
     def _revive(self) -> None:
         """Start the back end again and give it the rings; it goes on where its predecessor ended."""
@@ -244,9 +273,15 @@ class VhostUser(VirtioDevice):
                 return
             self._say(f"{self.backend.name} is back")
             if self.status & VIRTIO_CONFIG_S_DRIVER_OK:
+                recorded = self._inflight is not None
                 self.activated()
-                for queue in self.queues:
-                    if queue.active:
-                        # Without a record of what was under way: in order, what was not given back is done again.
-                        self._hand_over(queue, queue.used_index())
-                        queue.kick()
+                self.serve(lambda: self._go_on(recorded=recorded))
+
+    def _go_on(self, *, recorded: bool) -> None:
+        """Give the rings to a successor, who takes what was under way from the record, or from the available ring."""
+        for queue in self.queues:
+            if queue.active:
+                if not recorded:
+                    queue.offer_again(under_way(queue))
+                self._hand_over(queue, queue.used_index())
+                queue.kick()

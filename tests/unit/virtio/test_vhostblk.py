@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Disks behind qemu-storage-daemon: a real one, on a qcow2 image, driven over guest memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from struct import pack, unpack_from
+
+import pytest
+
+from unikvm.errors import CannotRun
+from unikvm.uapi.virtio import VIRTIO_BLK_F_RO, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
+from unikvm.vhost import storage
+from unikvm.vhost.backend import Program
+from unikvm.virtio.vhostblk import VhostBlk
+from unit.vhost.peer import make_qcow2
+
+from .driver import Bench, bench
+
+SIZE = 8 << 20
+SECONDS = 20.0
+
+pytestmark = pytest.mark.skipif(not shutil.which(storage.BINARY), reason=f"no {storage.BINARY} here")
+
+
+class Disk:
+    """A driver of one disk."""
+
+    def __init__(self, bench: Bench, device: VhostBlk) -> None:
+        self.bench = bench
+        self.device = device
+        self.ring = bench.rings[0]
+
+    def submit(self, kind: int, sector: int, data: bytes | int) -> tuple[int, int]:
+        """Make a request available: addresses of its data and its status."""
+        header = self.bench.buffer(pack("<IIQ", kind, 0, sector))
+        buffer, status = self.bench.buffer(data), self.bench.buffer(b"\xff")
+        if kind == VIRTIO_BLK_T_IN:
+            self.ring.add([header], [buffer, status])
+        else:
+            self.ring.add([header, buffer], [status])
+        return buffer[0], status[0]
+
+    def wait(self, count: int = 1) -> None:
+        """Ring, and wait for `count` answers."""
+        self.device.ring(0)
+        end = time.monotonic() + SECONDS
+        got = 0
+        while got < count:
+            assert time.monotonic() < end, "no answer"
+            self.bench.settle(1)
+            got += len(self.ring.take_used())
+            time.sleep(0.005)
+
+    def write(self, sector: int, data: bytes) -> int:
+        _, status = self.submit(VIRTIO_BLK_T_OUT, sector, data)
+        self.wait()
+        return self.bench.memory.read(status, 1)[0]
+
+    def read(self, sector: int, size: int) -> bytes:
+        buffer, status = self.submit(VIRTIO_BLK_T_IN, sector, size)
+        self.wait()
+        assert self.bench.memory.read(status, 1) == b"\0"
+        return self.bench.memory.read(buffer, size)
+
+
+@contextmanager
+def disk(
+    path: Path, *, readonly: bool = False, writethrough: bool = False, say: Callable[[str], object] = print
+) -> Iterator[Disk]:
+    backend = storage.serve(str(path), kind="qcow2", readonly=readonly, writethrough=writethrough)
+    device = VhostBlk(backend, readonly=readonly, say=say)
+    with bench(device) as on:
+        on.start(size=64)
+        yield Disk(on, device)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / 'disk, "quoted".qcow2'
+    make_qcow2(path, SIZE)
+    return path
+
+
+def test_a_qcow2_keeps_what_was_written(image: Path) -> None:
+    data = os.urandom(4096)
+    with disk(image) as it:
+        assert unpack_from("<Q", it.device.config)[0] == SIZE // 512
+        assert it.read(0, 512) == bytes(512)
+        assert it.write(100, data) == 0
+        assert it.read(100, 4096) == data
+        assert it.write(SIZE // 512, data) == VIRTIO_BLK_S_IOERR
+        assert it.bench.transport.queue_interrupts[0] >= 1
+    with disk(image) as it:
+        assert it.read(100, 4096) == data
+
+
+def test_a_read_only_disk(image: Path) -> None:
+    image.chmod(0o400)
+    with disk(image, readonly=True) as it:
+        assert it.device.offered >> VIRTIO_BLK_F_RO & 1
+        assert it.write(0, bytes(512)) == VIRTIO_BLK_S_IOERR
+
+
+def test_kill_9_of_the_back_end_is_survived_with_requests_under_way(image: Path) -> None:
+    said: list[str] = []
+    with disk(image, writethrough=True, say=said.append) as it:
+        first = it.device.backend
+        assert isinstance(first, Program)
+        assert it.write(0, b"before".ljust(512, b".")) == 0
+        os.kill(first.pid, signal.SIGSTOP)  # it takes nothing any more
+        requests = [it.submit(VIRTIO_BLK_T_OUT, sector, bytes([sector]) * 512) for sector in range(8, 16)]
+        it.device.ring(0)
+        os.kill(first.pid, signal.SIGKILL)
+        it.wait(len(requests))
+        assert [it.bench.memory.read(status, 1) for _, status in requests] == [b"\0"] * 8
+        assert it.read(0, 512).startswith(b"before")
+        assert it.read(9, 512) == bytes([9]) * 512
+        assert "starting it again" in said[0]
+        assert said[1].endswith("is back")
+
+
+def test_with_what_was_written_the_disk_is_lost(image: Path) -> None:
+    """What was answered may not be in the image: errors from then on, and for what is under way."""
+    said: list[str] = []
+    with disk(image, say=said.append) as it:
+        backend = it.device.backend
+        assert isinstance(backend, Program)
+        assert it.write(0, bytes(512)) == 0
+        os.kill(backend.pid, signal.SIGSTOP)
+        requests = [it.submit(VIRTIO_BLK_T_OUT, sector, bytes(512)) for sector in range(8)]
+        it.device.ring(0)
+        os.kill(backend.pid, signal.SIGKILL)
+        it.wait(len(requests))
+        assert [it.bench.memory.read(status, 1)[0] for _, status in requests] == [VIRTIO_BLK_S_IOERR] * 8
+        assert it.write(0, bytes(512)) == VIRTIO_BLK_S_IOERR
+        assert it.device.fault == ""
+        assert said == [f"qemu-storage-daemon of {image} is lost: signal 9 ended it"]
+
+
+def test_a_back_end_that_keeps_dying_is_given_up(image: Path) -> None:
+    said: list[str] = []
+    with disk(image, writethrough=True, say=said.append) as it:
+        image.write_bytes(b"no image any more".ljust(1 << 16))
+        backend = it.device.backend
+        assert isinstance(backend, Program)
+        os.kill(backend.pid, signal.SIGKILL)
+        assert it.write(0, bytes(512)) == VIRTIO_BLK_S_IOERR
+        assert len(said) == 4
+        assert backend.pid == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no image".ljust(1 << 16)])
+def test_what_is_no_image_is_refused_in_its_words(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "wrong.qcow2"
+    path.write_bytes(content)
+    device = VhostBlk(storage.serve(str(path), kind="qcow2", readonly=False))
+    with pytest.raises(CannotRun, match=r"not in qcow2 format|ended"), bench(device):
+        pass
+    device.discard()
+    with pytest.raises(CannotRun, match="cannot read and write"):
+        storage.serve(str(tmp_path / "none"), kind="qcow2", readonly=False)

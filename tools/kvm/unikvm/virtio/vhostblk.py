@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A block device (virtio 1.2 §5.2) that a vhost-user back end serves: images of other formats than raw.
+
+A back end that ends is started again where what it had answered is in the image (`Backend.again`), and does once more
+what it had taken and not given back: until the driver has the answer, a block's content is the old or the new one. Else
+some of what was answered may be lost with it, as with a disk whose power fails; the driver must not go on as if it were
+not, so every request is an error from then on.
+"""
+
+from __future__ import annotations
+
+from unikvm.uapi.virtio import (
+    VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_DISCARD,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_ID_BLOCK,
+)
+from unikvm.vhost.channel import BackendError
+from unikvm.virtio.queue import Chain
+from unikvm.virtio.vhostuser import VhostUser
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unikvm.vhost.backend import Backend
+    from unikvm.vhost.frontend import FrontEnd
+
+CONFIG_SIZE = 60  # struct virtio_blk_config up to and with write zeroes
+_CAPACITY = slice(0, 8)
+
+
+class VhostBlk(VhostUser):
+    """virtio-blk, served by `backend`."""
+
+    name = "blk"
+    device_id = VIRTIO_ID_BLOCK
+    queue_sizes = (256,)
+    config = bytes(CONFIG_SIZE)  # until the back end gives it
+    known_features = (
+        1 << VIRTIO_BLK_F_SIZE_MAX
+        | 1 << VIRTIO_BLK_F_SEG_MAX
+        | 1 << VIRTIO_BLK_F_BLK_SIZE
+        | 1 << VIRTIO_BLK_F_TOPOLOGY
+        | 1 << VIRTIO_BLK_F_FLUSH
+        | 1 << VIRTIO_BLK_F_RO
+        | 1 << VIRTIO_BLK_F_DISCARD
+        | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+    )
+
+    def __init__(
+        self, backend: Backend, *, readonly: bool = False, say: Callable[[str], object] = lambda _line: None
+    ) -> None:
+        super().__init__(backend, say=say)
+        self._readonly = readonly
+
+    def refuse(self, chain: Chain) -> None:
+        chain.take_last()[0] = VIRTIO_BLK_S_IOERR
+
+    def met(self, front: FrontEnd) -> None:
+        if self._readonly and not front.features >> VIRTIO_BLK_F_RO & 1:
+            raise BackendError(f"{self.backend.name} would write to a read-only disk")
+        config = front.get_config(CONFIG_SIZE)
+        if any(self.config) and config[_CAPACITY] != self.config[_CAPACITY]:
+            raise BackendError(f"{self.backend.name} has come back with a disk of another size")
+        self.config = config
