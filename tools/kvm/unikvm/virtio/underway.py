@@ -34,7 +34,7 @@ def under_way(queue: Queue) -> list[int]:
             votes[answer] = votes.get(answer, 0) + 1
     if not votes:
         raise GuestFault(f"queue {queue.index}: the rings do not say which chains are under way")
-    return list(max(votes, key=lambda answer: votes[answer]))
+    return list(max(votes.items(), key=lambda item: item[1])[0])
 
 
 def _difference(taken: list[int], given: list[int]) -> tuple[int, ...]:
