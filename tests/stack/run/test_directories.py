@@ -17,6 +17,7 @@ from unikvm.images.artifacts import LAUNCHER, init_binary
 from unikvm.images.guest import MODULES, guest_initramfs
 from unikvm.images.kernel import Kernel, find_kernel
 from unikvm.images.vmlinux import vmlinux
+from unit.vhost.peer import make_qcow2
 
 SECONDS = 120.0
 RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "60"]
@@ -143,3 +144,15 @@ def test_ends_without_a_command_leave_no_file_server(host: HostVm) -> None:
     assert run(host, "--root", "--timeout", "5", "--", "sleep", "60").status == 124
     assert run(host, "--root", "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60").status == 120
     assert run(host, "--root", "-d", "/no/such", "--", "true").status == CANNOT_RUN
+
+
+def test_a_qcow2_disk_keeps_what_was_written(host: HostVm, share: Path) -> None:
+    """Through qemu-storage-daemon, which is told to flush by the guest's power-off; none is left afterwards."""
+    disk = share / "disk.qcow2"
+    make_qcow2(disk, 64 << 20)
+    script = "cat /sys/block/vda/size; echo hello > /dev/vda"
+    done = run(host, "-d", str(disk), "--", "sh", "-c", script)
+    assert (done.status, done.stdout) == (0, b"131072\n"), done.stderr
+    done = run(host, "-d", f"{disk},ro", "--transport", "mmio", "--", "head", "-c", "5", "/dev/vda")
+    assert (done.status, done.stdout) == (0, b"hello"), done.stderr
+    assert sh(host, "pgrep qemu-storage").status == 1

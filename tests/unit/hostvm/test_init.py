@@ -230,3 +230,27 @@ def test_a_very_long_command_line(init: Init) -> None:
 def test_it_ends_when_the_front_is_gone(init: Init) -> None:
     init.ctl.close()
     assert init.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_command_as_another_user(init: Init) -> None:
+    command, out, _err = init.shell("id -u; id -g; id -G", user="4711:42,7,9")
+    assert (command.status, out) == (0, b"4711\n42\n42 7 9\n")
+    command, out, _err = init.shell("id -u")
+    assert out == b"0\n"
+
+
+@pytest.mark.parametrize("user", ["", "5", "5:", "x:1", "5:1,", "5:1;2", "5:" + ",".join(["1"] * 65)])
+def test_users_that_are_none(init: Init, user: str) -> None:
+    init.send("exec", f"user={user}", "--", "true")
+    assert init.line() == ["error", f"exec: user={user}"[:86]]
+    init.send("eof", "0")
+
+
+def test_sync_and_binds(init: Init, tmp_path: Path) -> None:
+    init.send("sync")
+    assert init.line() == ["ok"]
+    init.send("bind", str(tmp_path), "relative")
+    assert init.line()[0] == "error"
+    init.send("bind", str(tmp_path))
+    assert init.line()[0] == "error"

@@ -78,3 +78,39 @@ def test_the_watchdog_pings_and_then_calls_it_a_hang() -> None:
     peer.loop.run()
     assert wire.encode("ping") in peer.sent
     assert [type(event) for event in peer.events] == [Hang]
+
+
+def test_what_has_to_be_done_before_the_command_is_done_in_turn() -> None:
+    peer = Peer(setup=[("root", "virtiofs", "root", ""), ("share", "virtiofs", "rw0", "/with space")])
+    peer.says("ready", wire.PROTOCOL)
+    assert peer.sent == [b"root virtiofs root \n"]
+    peer.says("ok")
+    assert peer.sent[1:] == [b"share virtiofs rw0 /with%20space\n"]
+    peer.says("ok")
+    assert peer.sent[2].startswith(b"exec ")
+    peer.says("ok", "17")
+    peer.says("exit", "status", "3", "0", "0")
+    assert peer.events == [CommandExit(3)]
+
+
+def test_without_its_root_a_command_does_not_run() -> None:
+    peer = Peer(setup=[("root", "virtiofs", "root", "")])
+    peer.says("ready", wire.PROTOCOL)
+    peer.says("error", "virtiofs: No such device")
+    assert len(peer.sent) == 1
+    assert [(event.outcome, event.detail) for event in peer.events] == [
+        (CANNOT_RUN, "in the guest: virtiofs: No such device")
+    ]
+
+
+def test_files_are_written_out_before_the_end() -> None:
+    peer = Peer(user="5:6")
+    for words in (("ready", wire.PROTOCOL), ("ok", "17"), ("exit", "status", "0", "0", "0")):
+        peer.says(*words)
+    assert b" user=5:6 " in peer.sent[0]
+    done: list[bool] = []
+    peer.agent.sync(60, lambda: done.append(True))
+    assert peer.sent[-1] == b"sync\n"
+    assert not done
+    peer.says("ok")
+    assert done == [True]
