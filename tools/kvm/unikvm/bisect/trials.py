@@ -63,7 +63,9 @@ class Trials:
         self._pending: dict[Future[Result], tuple[Point, str]] = {}
         self._lost: dict[str, int] = {}
         self._tallies: dict[str, Tally] = {}
-        for row in store.rows:
+        # Of what an earlier process met, accidents may not happen again.
+        self._done = [row for row in store.rows if not row.result.accident]
+        for row in self._done:
             self._count(row)
 
     @property
@@ -122,7 +124,7 @@ class Trials:
         """From now on only failures with this signature count."""
         self._signature = signature
         self._tallies.clear()
-        for row in self._store.rows:
+        for row in self._done:
             self._count(row)
 
     # Runs
@@ -160,6 +162,7 @@ class Trials:
             name = f"{number:04}-{point.user[:12]}.txt"
             row = Row(number, point.kernel, point.user, point.half, self.key(point), role, name, result)
             self._store.append(row)
+            self._done.append(row)
             self._count(row)
             self._told(row)
             rows.append(row)

@@ -38,7 +38,7 @@ def run_apart(job: Job, started: dict[int, subprocess.Popen[str]] | None = None)
                 del started[threading.get_ident()]
     if process.returncode:
         lines = err.strip().splitlines() or [f"status {process.returncode}"]
-        return Result(SKIP, f"the step ended early: {lines[-1]}", output=err[-LOG_TAIL:])
+        return Result(SKIP, f"the step ended early: {lines[-1]}", output=err[-LOG_TAIL:], accident=True)
     return Result(**json.loads(out))
 
 
@@ -57,7 +57,7 @@ class LocalRunner:
 
     def _run(self, job: Job) -> Result:
         if self._stopped:
-            return Result(SKIP, "stopped")
+            return Result(SKIP, "stopped", accident=True)
         return run_apart(job, self._started)
 
     def close(self) -> None:

@@ -109,9 +109,9 @@ def run(job: Job) -> Result:
             if error.kind == "host-panic":
                 result = Result(FAIL, "host-panic", error.outcome, console=error.console)
             else:
-                result = Result(SKIP, error.message, console=error.console)
+                result = Result(SKIP, error.message, console=error.console, accident=True)
         except UnikvmError as error:
-            result = Result(SKIP, str(error))
+            result = Result(SKIP, str(error), accident=True)
         result.tries = attempt
         if result.verdict != SKIP or attempt >= job.attempts:
             break
@@ -218,7 +218,7 @@ def main() -> None:
     try:
         result = run(job)
     except OSError as error:
-        result = Result(SKIP, f"{error.filename or 'error'}: {error.strerror}")
+        result = Result(SKIP, f"{error.filename or 'error'}: {error.strerror}", accident=True)
     json.dump(asdict(result), sys.stdout)
 
 

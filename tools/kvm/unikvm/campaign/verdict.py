@@ -57,6 +57,7 @@ class Result:
     console: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     tries: int = 1
+    accident: bool = False  # a skip that says nothing of the commit: another time it may run
 
     @property
     def total(self) -> float:
