@@ -7,10 +7,8 @@ so that a defect of one run is not the campaign's end.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +25,8 @@ if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environme
 from unikvm.campaign import builds, verdict
 from unikvm.campaign.git import Repository
 from unikvm.campaign.verdict import FAIL, SKIP, Result
-from unikvm.errors import CannotRun, UnikvmError
+from unikvm.campaign.worktree import environment, locked, worktree
+from unikvm.errors import UnikvmError
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.hostvm.watchdog import HostError
@@ -38,7 +37,6 @@ from unikvm.observe.reasons import module_parameters
 KEPT_OUTPUT = 256 << 10  # bytes of a test's output, the end of it
 KEPT_CONSOLE = 64 << 10
 ATTEMPTS = 2  # of a run whose host VM hangs or cannot be had
-INHERITED = ("HOME", "LANG", "TERM", "XDG_CACHE_HOME", "UNIKVM_DEBUG")
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,9 @@ def _attempt(job: Job, clock: _Clock) -> Result:
     repository = Repository(job.repository)
     kernel = find_kernel(job.kernel, progress=say)
     kernel_content, user_content = repository.content(job.commit)
-    with clock.phase("check-out"), _locked(job, "checkout"):
-        tree = _tree(job, repository)
-    with clock.phase("build"), _locked(job, job.commit):
+    with clock.phase("check-out"), locked(job.folder, "checkout"):
+        tree = worktree(repository, job.folder, job.commit)
+    with clock.phase("build"), locked(job.folder, job.commit):
         module = builds.kernel_half(tree, kernel_content, kernel, say) if job.kernel_half else None
         builds.user_half(tree, user_content, say)
     host = HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=job.shares, patience=job.patience), say=say)
@@ -147,15 +145,6 @@ def _attempt(job: Job, clock: _Clock) -> Result:
 
 
 def _test(job: Job, host: HostVm, tree: str) -> Result:
-    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    environment |= {
-        "PATH": f"{tree}/scripts:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "UNIKVM_TREE": tree,
-        "UNIKVM_COMMIT": job.commit,
-        "UNIKVM_HOST_KERNEL": host.config.kernel.release,
-        **dict(job.env),
-    }
     output = bytearray()
 
     def take(data: bytes) -> None:
@@ -166,7 +155,7 @@ def _test(job: Job, host: HostVm, tree: str) -> Result:
         end = host.exec(
             ["/usr/bin/env", "--", *job.command],
             cwd=job.cwd,
-            env=environment,
+            env=environment(tree, job.commit, host.config.kernel.release) | dict(job.env),
             stdout=take,
             stderr=take,
             timeout=job.timeout,
@@ -182,30 +171,6 @@ def _test(job: Job, host: HostVm, tree: str) -> Result:
 
 def _text(output: bytearray) -> str:
     return bytes(output[-KEPT_OUTPUT:]).decode("utf-8", "replace")
-
-
-def _tree(job: Job, repository: Repository) -> str:
-    """The worktree of the job's commit; made, and made again where an interrupted run left half of one."""
-    tree = os.path.join(job.folder, job.commit[:16])
-    whole = os.path.join(job.folder, f"{job.commit[:16]}.whole")
-    if not os.path.exists(whole):
-        shutil.rmtree(tree, ignore_errors=True)
-        try:
-            repository.check_out(job.commit, tree)
-        except CannotRun:
-            if shutil.disk_usage(job.folder).free < 16 << 20:
-                raise CannotRun(f"no room for a worktree in {job.folder}") from None
-            raise
-        open(whole, "w", encoding="ascii").close()
-    return tree
-
-
-@contextmanager
-def _locked(job: Job, name: str) -> Iterator[None]:
-    """Other runs of this campaign wait: two may be of one commit."""
-    with open(os.path.join(job.folder, f"{name}.lock"), "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def main() -> None:
