@@ -23,8 +23,9 @@ class HostConfig:
     `init` is the built tools/kvm/guest binary; `shares` are directories of the machine that are mounted read-write at
     the same path; `modules` are loaded before the host is ready, besides KVM and what the root needs; `append` goes to
     the end of the host kernel's command line. `icount`: one vCPU whose nanoseconds are instructions
-    (Documentation/host-vm.md). `accel` is auto, kvm or tcg. `patience` scales every deadline of the watchdog, for slow
-    or crowded machines.
+    (Documentation/host-vm.md). `nested_paging`: KVM there uses the processor's (npt, ept); else it shadows the guests'
+    page tables. `accel` is auto, kvm or tcg. `patience` scales every deadline of the watchdog, for slow or crowded
+    machines.
     """
 
     kernel: Kernel
@@ -35,6 +36,7 @@ class HostConfig:
     modules: tuple[str, ...] = ()
     append: str = ""
     icount: bool = False
+    nested_paging: bool = True
     snapshot: bool = True
     accel: str = "auto"
     qemu: str = "qemu-system-x86_64"

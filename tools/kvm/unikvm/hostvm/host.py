@@ -181,7 +181,7 @@ class HostVm:
     def _snapshot_key(self, names: Sequence[str]) -> str:
         config, server = self.config, self._server
         assert server is not None
-        parts = [PROTOCOL, self.accel.kind, kernel_cmdline(config, self.accel), *names]
+        parts = [PROTOCOL, self.accel.kind, str(config.nested_paging), kernel_cmdline(config, self.accel), *names]
         parts += [*machine_args(config, self.accel), *server.qemu_args()]
         parts += map(snapshot.identity, (config.kernel.image, config.kernel.modules, config.init, image.__file__))
         parts += [config.kernel.release, snapshot.identity(_program(config.qemu))]

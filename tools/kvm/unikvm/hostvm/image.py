@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _TRANSPORT = ("virtio_pci", "virtio_console", "overlay")
 # Nested guests inside the host's guests, and AVIC, are not what is under test, and slow TCG down.
 _PARAMETERS = {"kvm-amd": "nested=0 avic=0"}
+_SHADOW_PAGING = {"kvm-amd": "npt=0", "kvm-intel": "ept=0"}
 
 
 def module_names(config: HostConfig, vendor: str, fs_modules: tuple[str, ...]) -> list[str]:
@@ -41,7 +42,8 @@ def build(config: HostConfig, names: list[str]) -> int:
         name = _name(path)
         inside = f"/lib/modules/{config.kernel.release}/{name}.ko"
         archive.add_file(inside, decompressed(path), mode=0o644)  # the machine unpacks faster than the emulator
-        lines.append(f"{inside} {_PARAMETERS.get(name, '')}".strip())
+        parameters = [_PARAMETERS.get(name, ""), "" if config.nested_paging else _SHADOW_PAGING.get(name, "")]
+        lines.append(" ".join([inside, *filter(None, parameters)]))
     archive.add_file("/unikvm/modules.list", "".join(f"{line}\n" for line in lines).encode(), mode=0o644)
     fd = os.memfd_create("initramfs", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(fd), "wb") as output:
