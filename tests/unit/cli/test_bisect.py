@@ -43,6 +43,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--good", "HEAD", "--", "true"], "one commit"),
         (["--good", "side", "--", "true"], "is not contained in --bad"),
         (["--good", "HEAD~1", "--skip", "what", "--", "true"], "--skip what: no such commit"),
+        (["--linux", "/no/such", "--linux-good", "x", "--", "true"], "--linux-good x: no such commit in /no/such"),
+        (["--linux", "/", "--", "true"], "no good end in the Linux tree"),
         (["--resume", "nonesuch"], "no bisection nonesuch"),
         (["--resume"], "no bisection to go on with"),
         (["--log", "nonesuch"], "no log of nonesuch"),

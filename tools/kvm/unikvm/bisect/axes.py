@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from unikvm.bisect.search import Dag
 from unikvm.bisect.trials import Point
 from unikvm.campaign.git import Commit, Repository
+from unikvm.campaign.linux import PREFIX
 from unikvm.errors import CannotRun
 
 
@@ -78,6 +79,30 @@ class KernelAxis(Axis):
 
     def before(self, version: int) -> Point:
         return Point.of(self._kernels[version], self._commit)
+
+
+class LinuxAxis(Axis):
+    """The commits of a Linux tree, with one commit of this tree."""
+
+    name = KernelAxis.name
+
+    def __init__(self, repository: Repository, commits: Sequence[Commit], commit: str) -> None:
+        self._repository = repository
+        self._commit = commit
+        numbers = {one.sha: number for number, one in enumerate(commits)}
+        self.versions = [f"{PREFIX}{one.sha}" for one in commits]
+        self._subjects = [one.subject for one in commits]
+        self.dag = Dag([[numbers[parent] for parent in one.parents] for one in commits])
+
+    def point(self, version: int) -> Point:
+        return Point.of(self.versions[version], self._commit)
+
+    def before(self, version: int) -> Point:
+        parent = self._repository.parent(self.versions[version].removeprefix(PREFIX))
+        return Point.of(f"{PREFIX}{parent}", self._commit)
+
+    def label(self, version: int) -> str:
+        return f"{self.versions[version].removeprefix(PREFIX)[:12]} ({self._subjects[version]})"
 
 
 def _without_twins(

@@ -7,17 +7,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from unikvm.bisect.session import Answer
+from unikvm.bisect.session import Answer, Finding
 from unikvm.bisect.store import Row, Store
 from unikvm.bisect.trials import Tally
 from unikvm.campaign.git import Repository
+from unikvm.campaign.linux import PREFIX
 from unikvm.campaign.verdict import FAIL, PASS
 from unikvm.errors import CannotRun
 
 PARTS = ("host kernel", "kernel half", "user half")
 
 
-def summary(answer: Answer, store: Store, repository: Repository, seconds: float) -> dict[str, Any]:
+def summary(answer: Answer, store: Store, seconds: float) -> dict[str, Any]:
     """Everything as plain data."""
     settings = store.settings
     return {
@@ -78,14 +79,20 @@ def _run(row: Row) -> dict[str, Any]:
     }
 
 
-def text(answer: Answer, store: Store, repository: Repository) -> str:
+def shown(found: Finding, repository: Repository, linux: Repository | None) -> str:
+    """The first bad commit as git shows it; empty for a packaged kernel."""
+    if found.axis == "commit":
+        return repository.show(found.first_bad)
+    return linux.show(found.first_bad.removeprefix(PREFIX)) if linux is not None else ""
+
+
+def text(answer: Answer, store: Store, repository: Repository, linux: Repository | None = None) -> str:
     """For the terminal: the first bad version as git bisect says it, and which part it is."""
     lines: list[str] = []
     for found in answer.findings:
         if found.narrowed:
             lines.append(f"{found.first_bad} is the first bad {found.axis}")
-            if found.axis == "commit":
-                lines += repository.show(found.first_bad).rstrip().splitlines()
+            lines += shown(found, repository, linux).rstrip().splitlines()
             lines.append("")
         else:
             lines.append(f"The first bad {found.axis} could be any of:")

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from math import log
 
 from unikvm.bisect.attribution import Attribution, Parts, attribute, combinations_of
-from unikvm.bisect.axes import Axis, CommitAxis, KernelAxis
+from unikvm.bisect.axes import Axis, CommitAxis, KernelAxis, LinuxAxis
 from unikvm.bisect.flaky import Bayes
 from unikvm.bisect.search import Exact
 from unikvm.bisect.store import Settings
 from unikvm.bisect.trials import Point, Tally, Trials, mixed
 from unikvm.campaign.git import Repository
+from unikvm.campaign.linux import PREFIX
 from unikvm.campaign.verdict import FAIL, PASS, SKIP
 from unikvm.errors import CannotRun
 
@@ -59,14 +60,24 @@ class Answer:
 
 
 class Session:
-    """`say` gets lines for the user, `left` how far a search is: in words, and the runs that are left."""
+    """`say` gets lines for the user, `left` how far a search is: in words, and the runs that are left.
+
+    `linux` is the Linux tree's repository, where host kernels are commits of it.
+    """
 
     def __init__(
-        self, settings: Settings, repository: Repository, trials: Trials, say: Say, left: Callable[[str, int], object]
+        self,
+        settings: Settings,
+        repository: Repository,
+        trials: Trials,
+        say: Say,
+        left: Callable[[str, int], object],
+        linux: Repository | None = None,
     ) -> None:
         self._settings = settings
         self._repository = repository
         self._trials = trials
+        self._linux = linux
         self._say = say
         self._tell_left = left
         self._rates: tuple[float, float] | None = None
@@ -148,7 +159,7 @@ class Session:
         if good.kernel == bad.kernel:
             return [self._commits(good.kernel)]
         if self._trials.unchanged(Point.of("", good.user), Point.of("", bad.user)):
-            return [KernelAxis(self._settings.kernels, bad.user)]
+            return [self._kernels(bad.user)]
         new_kernel, new_tree = Point.of(bad.kernel, good.user), Point.of(good.kernel, bad.user)
         self._decide([new_kernel, new_tree], "corner")
         kernel, tree = self._verdict(new_kernel), self._verdict(new_tree)
@@ -163,8 +174,16 @@ class Session:
         if tree == FAIL or kernel == PASS:
             axes.append(self._commits(good.kernel if tree == FAIL else bad.kernel))
         if kernel == FAIL or tree == PASS:
-            axes.append(KernelAxis(self._settings.kernels, good.user if kernel == FAIL else bad.user))
+            axes.append(self._kernels(good.user if kernel == FAIL else bad.user))
         return axes
+
+    def _kernels(self, commit: str) -> Axis:
+        settings = self._settings
+        if self._linux is None:
+            return KernelAxis(settings.kernels, commit)
+        good, bad = (name.removeprefix(PREFIX) for name in settings.kernels)
+        commits = self._linux.range(bad, [good], first_parent=settings.first_parent)
+        return LinuxAxis(self._linux, commits, commit)
 
     def _commits(self, kernel: str) -> CommitAxis:
         settings = self._settings

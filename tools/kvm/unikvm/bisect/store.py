@@ -32,6 +32,8 @@ class Settings:
     first_parent: bool = False
     skip: tuple[str, ...] = ()
     marks: tuple[tuple[str, str], ...] = ()  # good, bad or skip, and a commit: of a log that is replayed
+    linux: str = ""  # a Linux tree: kernels are the two ends there, linux:SHA
+    linux_config: str = ""
     timeout: float | None = 300.0
     shares: tuple[str, ...] = ()
     signature: str | None = None
@@ -175,7 +177,7 @@ class Store:
 
     def tidy(self) -> None:
         """Remove what the campaign needs no more once it is over."""
-        for name in ("trees", "repository.git"):
+        for name in ("trees", "repository.git", "linux.git"):
             shutil.rmtree(self.path(name), ignore_errors=True)
 
     def close(self) -> None:

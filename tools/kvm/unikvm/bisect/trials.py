@@ -142,6 +142,8 @@ class Trials:
             timeout=settings.timeout,
             shares=settings.shares,
             kernel_half=settings.kernel_half,
+            linux=settings.linux,
+            linux_config=settings.linux_config,
         )
         self._pending[self._runner.submit(job)] = (point, role)
 

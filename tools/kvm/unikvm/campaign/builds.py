@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from unikvm.errors import CannotRun
 from unikvm.images import cache
-from unikvm.images.kernel import Kernel, kernel_headers
+from unikvm.images.kernel import Kernel
 
 Say = Callable[[str], object]
 
@@ -35,10 +36,14 @@ class BuildFailed(CannotRun):
         self.log = log
 
 
-def kernel_half(tree: str, content: str, kernel: Kernel, say: Say) -> str:
-    """The path of unikvm.ko, built for `kernel` from the worktree `tree`; `content` names its sources."""
-    headers = kernel_headers(kernel, progress=say)
-    name = f"kernel-half-{content}-{cache.digest(kernel.release, headers)}"
+def kernel_half(
+    tree: str, content: str, kernel: Kernel, headers: Callable[[], AbstractContextManager[str]], say: Say
+) -> str:
+    """The path of unikvm.ko, built for `kernel` from the worktree `tree`; `content` names its sources.
+
+    `headers` gives the folder to build against; it is asked only where there is something to build.
+    """
+    name = f"kernel-half-{content}-{cache.digest(kernel.release, cache.identity(kernel.image))}"
     target = cache.entry("halves", name, "unikvm.ko")
     if os.path.exists(target):
         cache.used(target)
@@ -46,9 +51,9 @@ def kernel_half(tree: str, content: str, kernel: Kernel, say: Say) -> str:
     with cache.locked(name, say):
         if not os.path.exists(target):
             say("building the kernel half")
-            options = ["-Dkernel_half=enabled", f"-Dkernel_dir={headers}", "-Dguest=disabled", "-Dpayloads=disabled"]
-            built = _ninja(tree, f"kernel-{kernel.release}", options, MODULE, "kernel half")
-            _keep(target, built)
+            with headers() as folder:
+                options = ["-Dkernel_half=enabled", f"-Dkernel_dir={folder}", "-Dguest=disabled", "-Dpayloads=disabled"]
+                _keep(target, _ninja(tree, f"kernel-{kernel.release}", options, MODULE, "kernel half"))
     return target
 
 
@@ -88,7 +93,7 @@ def _venv() -> str:
 def _ninja(tree: str, name: str, options: list[str], target: str, half: str) -> str:
     """Configure a build folder of its own and build one target; returns the target's path."""
     folder = os.path.join(tree, "build", name)
-    environment = _environment(tree)
+    environment = environment_of(tree)
     for tool in ("meson", "ninja"):
         if not shutil.which(tool, path=environment["PATH"]):
             raise CannotRun(f"{tool} is missing", hint="`make setup` installs it")
@@ -115,7 +120,8 @@ def _ninja(tree: str, name: str, options: list[str], target: str, half: str) -> 
     return os.path.join(folder, target)
 
 
-def _environment(tree: str) -> dict[str, str]:
+def environment_of(tree: str) -> dict[str, str]:
+    """The environment of a build below `tree`: our tools first, with ccache where it is installed."""
     environment = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
     path = [
         os.path.join(tree, "build/venv/bin"),

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 
 if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environment decides what runs
@@ -24,6 +24,7 @@ if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environme
 
 from unikvm.campaign import builds, verdict
 from unikvm.campaign.git import Repository
+from unikvm.campaign.linux import headers_of, host_kernel
 from unikvm.campaign.verdict import FAIL, SKIP, Result
 from unikvm.campaign.worktree import environment, locked, worktree
 from unikvm.errors import UnikvmError
@@ -31,7 +32,6 @@ from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.hostvm.watchdog import HostError
 from unikvm.images.artifacts import init_binary
-from unikvm.images.kernel import find_kernel
 from unikvm.observe.reasons import module_parameters
 
 KEPT_OUTPUT = 256 << 10  # bytes of a test's output, the end of it
@@ -43,7 +43,8 @@ ATTEMPTS = 2  # of a run whose host VM hangs or cannot be had
 class Job:
     """What to run. `repository` and `folder` (for worktrees) are paths.
 
-    `kernel` is the host's, as find_kernel takes it; `timeout` in seconds for the test alone; None: none.
+    `kernel` is the host's, as find_kernel takes it, or `linux:SHA` of the tree `linux`, built with `linux_config` (a
+    minimal one where that is empty). `timeout` in seconds for the test alone; None: none.
     """
 
     repository: str
@@ -56,6 +57,8 @@ class Job:
     shares: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     kernel_half: bool = True  # whether it is built and loaded
+    linux: str = ""
+    linux_config: str = ""
     patience: float = 1.0
     attempts: int = ATTEMPTS
 
@@ -122,12 +125,17 @@ def run(job: Job) -> Result:
 
 def _attempt(job: Job, clock: _Clock) -> Result:
     repository = Repository(job.repository)
-    kernel = find_kernel(job.kernel, progress=say)
+    with clock.phase("host kernel"):
+        kernel = host_kernel(job.kernel, job.linux, job.linux_config, say)
+
+    def headers() -> AbstractContextManager[str]:
+        return headers_of(job.kernel, job.linux, job.linux_config, kernel, say)
+
     kernel_content, user_content = repository.content(job.commit)
     with clock.phase("check-out"), locked(job.folder, "checkout"):
         tree = worktree(repository, job.folder, job.commit)
     with clock.phase("build"), locked(job.folder, job.commit):
-        module = builds.kernel_half(tree, kernel_content, kernel, say) if job.kernel_half else None
+        module = builds.kernel_half(tree, kernel_content, kernel, headers, say) if job.kernel_half else None
         builds.user_half(tree, user_content, say)
     host = HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=job.shares, patience=job.patience), say=say)
     with clock.phase("boot"):

@@ -38,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--good", metavar="REV", action="append", default=[], help="a commit at which TEST passes; repeatable")
     add("--bad", metavar="REV", default="HEAD", help="a commit at which TEST fails (default: HEAD)")
     add("--host-kernels", metavar="LIST", help="search host kernels: FIRST..LAST, releases, files; commas between")
+    add("--linux", metavar="DIR", help="search host kernels in a Linux git tree, built there; with the next two")
+    add("--linux-good", metavar="REV", help="a commit of it at which TEST passes")
+    add("--linux-bad", metavar="REV", default="HEAD", help="a commit of it at which TEST fails (HEAD)")
+    add("--linux-config", metavar="FILE", help="its .config (default: a minimal one for host VMs)")
     add("--host-kernel", metavar="SPEC", help="the one host kernel (default: Debian's)")
     add("--repository", metavar="DIR", default=".", help="this tree or a fork of it (default: here)")
     add("--first-parent", action="store_true", help="follow only the first parent of merges")
@@ -113,13 +117,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if args.replay:
         bads, good, marks = gitlog.read(args.replay)
         bad = bads[0] if bads else args.bad
-    if not good and not args.host_kernels:
-        raise CannotRun("no good end", hint="--good REV: a commit at which the test passes; or --host-kernels")
+    if not good and not args.host_kernels and not args.linux:
+        raise CannotRun("no good end", hint="--good REV: a commit at which the test passes; or --host-kernels, --linux")
     bad_commit = resolved(source, bad, "--bad")
     goods = tuple(resolved(source, rev, "--good") for rev in good) or (bad_commit,)
     if good:
         check_ends(source, goods, bad_commit)
-    kernels = kernels_of(args.host_kernels) if args.host_kernels else ()
+    kernels = kernels_of(args.host_kernels) if args.host_kernels else linux_ends(args)
     if len(kernels) < 2:
         kernels = (find_kernel(args.host_kernel or (kernels or (None,))[0], progress=say).release,)
     return Settings(
@@ -132,6 +136,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         first_parent=args.first_parent,
         skip=tuple(resolved(source, rev, "--skip") for rev in args.skip),
         marks=tuple((kind, resolved(source, rev, "the log's commit")) for kind, rev in marks),
+        linux=os.path.abspath(args.linux) if args.linux else "",
+        linux_config=os.path.abspath(args.linux_config) if args.linux_config else "",
         timeout=args.timeout,
         shares=tuple(os.path.abspath(share) for share in args.share),
         signature=args.signature,
@@ -144,6 +150,20 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
+def linux_ends(args: argparse.Namespace) -> tuple[str, ...]:
+    """The good and the bad commit of a Linux tree as host kernels; nothing where none was given."""
+    from unikvm.campaign.linux import PREFIX
+
+    if not args.linux:
+        return ()
+    if not args.linux_good:
+        raise CannotRun("no good end in the Linux tree", hint="--linux-good REV")
+    good = resolved(args.linux, args.linux_good, "--linux-good")
+    bad = resolved(args.linux, args.linux_bad, "--linux-bad")
+    check_ends(args.linux, (good,), bad, "--linux-")
+    return (f"{PREFIX}{good}", f"{PREFIX}{bad}")
+
+
 def resolved(source: str, rev: str, what: str) -> str:
     """The commit's SHA."""
     from unikvm.campaign.git import git
@@ -154,8 +174,8 @@ def resolved(source: str, rev: str, what: str) -> str:
         raise CannotRun(f"{what} {rev}: no such commit in {source}") from None
 
 
-def check_ends(source: str, goods: tuple[str, ...], bad: str) -> None:
-    """The good ends must be in the bad one."""
+def check_ends(source: str, goods: tuple[str, ...], bad: str, prefix: str = "--") -> None:
+    """The good ends must be in the bad one. `prefix` of the options that name them."""
     from unikvm.campaign.git import git
 
     for good in goods:
@@ -163,11 +183,13 @@ def check_ends(source: str, goods: tuple[str, ...], bad: str) -> None:
             raise CannotRun("the good end and the bad end are one commit")
         base = git(source, "merge-base", good, bad).strip()
         if base == bad:
-            raise CannotRun(f"--bad {bad[:12]} is contained in --good {good[:12]}", hint="are they swapped?")
+            raise CannotRun(
+                f"{prefix}bad {bad[:12]} is contained in {prefix}good {good[:12]}", hint="are they swapped?"
+            )
         if base != good:
             raise CannotRun(
-                f"--good {good[:12]} is not contained in --bad {bad[:12]}",
-                hint=f"if the test passes where they fork, use --good {base[:12]}",
+                f"{prefix}good {good[:12]} is not contained in {prefix}bad {bad[:12]}",
+                hint=f"if the test passes where they fork, use {prefix}good {base[:12]}",
             )
 
 
@@ -257,6 +279,8 @@ def _work(args: argparse.Namespace, store: Store) -> int:
     began = time.monotonic()
     os.makedirs(store.path("trees"), exist_ok=True)
     repository = Repository.borrow(store.path("repository.git"), store.settings.source)
+    settings = store.settings
+    linux = Repository.borrow(store.path("linux.git"), settings.linux) if settings.linux else None
     runner = _runner(args, store, repository)
     progress = Progress(store, repository, runner.slots)
     trials = progress.trials = Trials(store, repository, runner, progress.told)
@@ -268,10 +292,10 @@ def _work(args: argparse.Namespace, store: Store) -> int:
         store.write_log(text)
 
     try:
-        answer = Session(store.settings, repository, trials, progress.say, progress.left).run()
+        answer = Session(settings, repository, trials, progress.say, progress.left, linux).run()
         seconds = time.monotonic() - began
         log(answer)
-        _report(args, answer, store, repository, seconds)
+        _report(args, answer, store, (repository, linux), seconds)
     except UnikvmError:
         log(None)
         raise
@@ -281,15 +305,21 @@ def _work(args: argparse.Namespace, store: Store) -> int:
     return 0 if answer.narrowed else SEVERAL_LEFT
 
 
-def _report(args: argparse.Namespace, answer: Answer, store: Store, repository: Repository, seconds: float) -> None:
+def _report(
+    args: argparse.Namespace,
+    answer: Answer,
+    store: Store,
+    repositories: tuple[Repository, Repository | None],
+    seconds: float,
+) -> None:
     """Print the answer, and write what was asked for."""
     import json
 
     from unikvm.bisect import report
 
-    print(report.text(answer, store, repository), flush=True)
-    data = report.summary(answer, store, repository, seconds)
-    shows = [repository.show(found.first_bad) for found in answer.findings if found.axis == "commit" and found.narrowed]
+    print(report.text(answer, store, *repositories), flush=True)
+    data = report.summary(answer, store, seconds)
+    shows = [report.shown(found, *repositories) for found in answer.findings if found.narrowed]
     page = report.html(data, store, answer, shows)
     files = {args.json: json.dumps(data, indent=1), args.html: page, store.path("report.html"): page}
     for path, content in files.items():
