@@ -26,7 +26,7 @@ LDFLAGS = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noe
 PAYLOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{
         f"{name}.elf": (("start.S", "payload.c", f"{name}.c"), ())
-        for name in ("hello", "bootinfo", "count", "storm", "mmio", "smp", "ending", "echo", "straddle")
+        for name in ("hello", "bootinfo", "count", "storm", "mmio", "smp", "ending", "echo", "disk", "straddle")
     },
     **{
         f"{name}-multiboot.elf": (("start.S", "payload.c", f"{name}.c"), ("-DNO_PVH",))
