@@ -113,6 +113,7 @@ def test_without_a_command_there_is_a_shell(root: Path) -> None:
         (("--root", "/no/such"), "--root /no/such: no such directory"),
         (("--rwdir", "/no/such"), "--rwdir /no/such: no such directory"),
         (("--rwdir", "/=/tmp"), "no place for it"),
+        (("--rwdir", "/x=/"), "not all of the machine"),
         (("--rwdir", "relative=/tmp"), "no place for it"),
         (("--user", "ann"), "without --root there are numbers only"),
         (("--user", "5:staff"), "no number of a group"),

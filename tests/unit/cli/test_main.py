@@ -49,5 +49,15 @@ def test_what_follows_the_dashes_is_the_command() -> None:
 def test_disks() -> None:
     assert parse_disk("a.img") == Disk(path="a.img")
     assert parse_disk("a.img,ro,serial=x") == Disk(path="a.img", readonly=True, serial="x")
+    assert parse_disk("a.qcow2").kind == "qcow2"
+    assert parse_disk("a.QCOW2,format=raw").kind == "raw"
+    assert parse_disk("a.img,format=vhdx,writethrough").writethrough
+    for text, why in (
+        ("a,format=x", "no image format 'x'"),
+        ("a.vdi,serial=1", "only a raw"),
+        ("a,writethrough", "other"),
+    ):
+        with pytest.raises(CannotRun, match=why):
+            parse_disk(text)
     with pytest.raises(CannotRun, match="no option 'rw'"):
         parse_disk("a.img,rw")

@@ -104,6 +104,8 @@ def _rwdir(number: int, text: str, root: str | None) -> Export:
     if not equals or os.path.isdir(text):
         where, path = "", text
     real = _directory("--rwdir", path)
+    if real == "/":
+        raise CannotRun(f"--rwdir {text}: not all of the machine", hint="--root / has it, copy-on-write")
     if not where:
         where = guest_path(os.path.abspath(path), [Export(ROOT_TAG, root, "/", True)] if root else [])
     where = where or os.path.abspath(path)

@@ -16,6 +16,7 @@ TRANSPORTS = ("pci", "mmio")
 # By the end of a file's name, and never by its content: a guest decides what a raw image begins with, and an image
 # format can name other files of the machine.
 _FORMATS = {"qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhdx": "vhdx", "vhd": "vpc"}
+KINDS = ("raw", *_FORMATS.values())
 
 
 def format_of(path: str) -> str:
@@ -35,12 +36,12 @@ class Disk(Record):
     writethrough: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise CannotRun(f"no image format {self.kind!r}", hint=f"one of {', '.join(KINDS)}")
         if self.serial and self.kind != "raw":
             raise CannotRun(f"disk {self.path}: only a raw image can have a serial number")
         if self.writethrough and self.kind == "raw":
-            raise CannotRun(
-                f"disk {self.path}: writethrough is for the formats of qemu-storage-daemon", hint="leave it out"
-            )
+            raise CannotRun(f"disk {self.path}: writethrough is for other formats than raw", hint="leave it out")
 
 
 class Config(Record):

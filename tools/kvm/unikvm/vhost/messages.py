@@ -25,7 +25,6 @@ SET_VRING_BASE = 10
 GET_VRING_BASE = 11
 SET_VRING_KICK = 12
 SET_VRING_CALL = 13
-SET_VRING_ERR = 14
 GET_PROTOCOL_FEATURES = 15
 SET_PROTOCOL_FEATURES = 16
 GET_QUEUE_NUM = 17
@@ -58,6 +57,3 @@ MAX_REGIONS = 8
 CONFIG_HEADER = Struct("<III")  # offset, size, flags
 MAX_CONFIG = 256  # bytes of a device's configuration space that a message may carry
 INFLIGHT = Struct("<QQHH4x")  # size and offset of the mapping, number of queues, entries of each
-
-VRING_FD_INDEX = 0xFF  # of the u64 that goes with a ring's descriptor: the ring's index
-VRING_NO_FD = 0x100  # of the same: no descriptor comes along
