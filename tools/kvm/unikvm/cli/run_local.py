@@ -54,18 +54,21 @@ def load_kernel_half(plan: Plan) -> None:
     module = kernel_half(release)
     if module is None or os.path.exists("/dev/unikvm") or os.geteuid():
         return
-    import subprocess
-
     from unikvm.images.kernel import find_kernel
     from unikvm.observe.reasons import module_parameters
+    from unikvm.sys.module import insert
 
     try:
-        parameters = module_parameters(find_kernel(f"/boot/vmlinuz-{release}")).split()
+        parameters = module_parameters(find_kernel(f"/boot/vmlinuz-{release}"))
     except CannotRun:
-        parameters = []  # exits are counted without their reasons
-    done = subprocess.run(["insmod", module, *parameters], capture_output=True, text=True, check=False)
+        parameters = ""  # exits are counted without their reasons
+    try:
+        insert(module, parameters)
+        how = "done"
+    except CannotRun as error:
+        how = str(error)
     if not plan.quiet:
-        say(f"unikvm: loading the kernel half: {done.stderr.strip() or 'done'}")
+        say(f"unikvm: loading the kernel half: {how}")
 
 
 def show_exits(machine: Machine) -> None:
