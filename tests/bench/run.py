@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`make bench`: unikvm beside Debian's QEMU, in the same run, as ratios; figures also in build/bench.json.
 
-usage: run.py [payload] [boot] [memory] [exits]   (default: all)
+usage: run.py [payload] [boot] [memory] [exits] [bisect]   (default: all)
 
 Wall clock where both are on this machine; instruction counts (a host VM under icount, where a nanosecond is an
 instruction) where wall clock would be noise.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(TREE / "tools/kvm"))
+sys.path[:0] = [str(TREE / "tests"), str(TREE / "tools/kvm")]
 
 from unikvm.hostvm.config import HostConfig  # noqa: E402
 from unikvm.hostvm.host import HostVm, with_host  # noqa: E402
@@ -168,7 +168,20 @@ def bench_exits() -> Figures:
     return with_host(config, measure, say=say)
 
 
-BENCHES = {"payload": bench_payload, "boot": bench_boot, "memory": bench_memory, "exits": bench_exits}
+def bench_bisect() -> Figures:
+    """5. Runs and builds of a bisection, beside two bisections over two repositories."""
+    from bench import halves
+
+    return halves.figures()
+
+
+BENCHES = {
+    "payload": bench_payload,
+    "boot": bench_boot,
+    "memory": bench_memory,
+    "exits": bench_exits,
+    "bisect": bench_bisect,
+}
 
 
 def main() -> int:
@@ -178,7 +191,7 @@ def main() -> int:
         say((bench.__doc__ or "").strip())
         results[name] = bench()
         for key, value in results[name].items():
-            print(f"{name:<9}{key:<27}{value:10.3f}", flush=True)
+            print(f"{name:<9}{key:<48}{value:10.3f}", flush=True)
     path = TREE / "build/bench.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**old, **results}, indent=2) + "\n")
