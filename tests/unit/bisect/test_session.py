@@ -71,7 +71,10 @@ def bisect(tmp_path: Path, history: tuple[Path, list[str]], monkeypatch: pytest.
             repository = Repository.borrow(store.path("repository.git"), str(folder))
             runner = RuleRunner(rule, slots)
             trials = Trials(store, repository, runner, lambda _row: None)  # type: ignore[arg-type]
-            answer = Session(store.settings, repository, trials, lambda _text: None, lambda _what, _runs: None).run()
+            linux = Repository(str(folder / ".git")) if store.settings.linux else None
+            answer = Session(
+                store.settings, repository, trials, lambda _text: None, lambda _what, _runs: None, linux
+            ).run()
         finally:
             store.close()
         return answer, runner, store
@@ -237,3 +240,19 @@ def test_flaky(bisect: Bisect, history: tuple[Path, list[str]]) -> None:
     assert answer.rates is not None
     assert 0.2 < answer.rates[0] < 0.6
     assert "failure rate" in report.text(answer, store, Repository(store.path("repository.git")))
+
+
+def test_commits_of_a_linux_tree(bisect: Bisect, history: tuple[Path, list[str]]) -> None:
+    """The made history plays the Linux tree as well."""
+    folder, commits = history
+    order = {commit: number for number, commit in enumerate(commits)}
+
+    def rule(host: str, _kernel: str, _user: str) -> str:
+        return fails_if(order[host.removeprefix("linux:")] >= 7)
+
+    ends = (f"linux:{commits[0]}", f"linux:{commits[-1]}")
+    answer, _, store = bisect(rule, kernels=ends, good=(commits[-1],), linux=str(folder))
+    assert answer.findings[0].first_bad == f"linux:{commits[7]}"
+    assert answer.attribution.text == "host kernel"
+    said = report.text(answer, store, Repository(store.path("repository.git")), Repository(str(folder / ".git")))
+    assert "change 7" in said

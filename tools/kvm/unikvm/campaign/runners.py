@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import IO
 
@@ -19,34 +21,56 @@ from unikvm.campaign.step import Job
 from unikvm.campaign.verdict import SKIP, Result
 from unikvm.errors import CannotRun
 
+Say = Callable[[str], object]
+
 LOG_TAIL = 2000  # characters of what a step's process said when it died
 
 
-def run_apart(job: Job, started: dict[int, subprocess.Popen[str]] | None = None) -> Result:
-    """Run a job in a process of its own. `started`: the processes that run, by thread, for whoever must end them."""
+def _nobody(_line: str) -> None:
+    """Nobody is told."""
+
+
+def run_apart(job: Job, started: dict[int, subprocess.Popen[str]] | None = None, told: Say = _nobody) -> Result:
+    """Run a job in a process of its own. `told` gets its lines of progress.
+
+    `started`: the processes that run, by thread, for whoever must end them.
+    """
     python = [sys.executable, "-I", "-S", step.__file__]
-    with subprocess.Popen(
-        python, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-    ) as process:
+    said: list[str] = []
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        subprocess.Popen(
+            python, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as process,
+    ):
+        assert process.stdin
+        assert process.stderr
         if started is not None:
             started[threading.get_ident()] = process
         try:
-            out, err = process.communicate(job.dump())
+            with process.stdin:
+                process.stdin.write(job.dump())
+            for line in process.stderr:
+                said.append(line)
+                told(line.rstrip())
+            process.wait()
         finally:
             process.kill()
             if started is not None:
                 del started[threading.get_ident()]
-    if process.returncode:
-        lines = err.strip().splitlines() or [f"status {process.returncode}"]
-        return Result(SKIP, f"the step ended early: {lines[-1]}", output=err[-LOG_TAIL:], accident=True)
-    return Result(**json.loads(out))
+        if process.returncode:
+            why = said[-1].strip() if said else f"status {process.returncode}"
+            return Result(SKIP, f"the step ended early: {why}", output="".join(said)[-LOG_TAIL:], accident=True)
+        out.seek(0)
+        return Result(**json.load(out))
 
 
 class LocalRunner:
-    """`jobs` steps at once on this machine."""
+    """`jobs` steps at once on this machine. `told` gets lines of progress, on any thread."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, told: Say = _nobody) -> None:
         self.slots = jobs
+        self._told = told
         self._pool: Executor = ThreadPoolExecutor(jobs, "step")
         self._started: dict[int, subprocess.Popen[str]] = {}
         self._stopped = False
@@ -58,7 +82,7 @@ class LocalRunner:
     def _run(self, job: Job) -> Result:
         if self._stopped:
             return Result(SKIP, "stopped", accident=True)
-        return run_apart(job, self._started)
+        return run_apart(job, self._started, self._told)
 
     def close(self) -> None:
         """End what runs."""

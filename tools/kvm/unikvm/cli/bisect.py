@@ -214,7 +214,7 @@ class Progress:
 
     def __init__(self, store: Store, repository: Repository, slots: int) -> None:
         self._repository = repository
-        self._slots = slots
+        self.slots = slots
         self._kernels = len(store.settings.kernels)
         self._commits = len({store.settings.bad, *store.settings.good})
         self._seconds = [row.result.total for row in store.rows]
@@ -244,24 +244,29 @@ class Progress:
     def left(self, what: str, runs: int) -> None:
         """How far a search is."""
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
-        text = f"{what}; about {runs} runs and {runs * mean / self._slots:.0f} s to go"
+        text = f"{what}; about {runs} runs and {runs * mean / self.slots:.0f} s to go"
         if self._transient:
             os.write(2, f"\r\x1b[Kunikvm: {text} ...".encode())
         else:
             say(text)
+
+    def step(self, line: str) -> None:
+        """What a run is at: on a terminal, until the next line."""
+        if self._transient:
+            os.write(2, f"\r\x1b[Kunikvm: {line} ...".encode())
 
     def _clear(self) -> None:
         if self._transient:
             os.write(2, b"\r\x1b[K")
 
 
-def _runner(args: argparse.Namespace, store: Store, repository: Repository) -> Runner:
+def _runner(args: argparse.Namespace, store: Store, repository: Repository, progress: Progress) -> Runner:
     from unikvm.campaign.runners import ClusterRunner, LocalRunner
 
     if args.jobs < 1:
         raise CannotRun(f"{args.jobs} jobs are not possible")
     if not args.scheduler:
-        return LocalRunner(args.jobs)
+        return LocalRunner(args.jobs, progress.step)
     path = store.path("bundle")
     repository.bundle(path, [store.settings.bad, *store.settings.good])
     with open(path, "rb") as file:
@@ -281,8 +286,9 @@ def _work(args: argparse.Namespace, store: Store) -> int:
     repository = Repository.borrow(store.path("repository.git"), store.settings.source)
     settings = store.settings
     linux = Repository.borrow(store.path("linux.git"), settings.linux) if settings.linux else None
-    runner = _runner(args, store, repository)
-    progress = Progress(store, repository, runner.slots)
+    progress = Progress(store, repository, args.jobs)
+    runner = _runner(args, store, repository, progress)
+    progress.slots = runner.slots
     trials = progress.trials = Trials(store, repository, runner, progress.told)
 
     def log(answer: Answer | None) -> None:
