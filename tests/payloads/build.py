@@ -30,7 +30,7 @@ PAYLOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     },
     **{
         f"{name}-multiboot.elf": (("start.S", "payload.c", f"{name}.c"), ("-DNO_PVH",))
-        for name in ("hello", "bootinfo")
+        for name in ("hello", "bootinfo", "unittest")
     },
 }
 FLAT = {"flat.bin": ("flat.S", 0x7C00)}
