@@ -12,6 +12,7 @@ from unikvm.errors import CANNOT_RUN, VMM_ERROR, UnikvmError
 COMMANDS = {
     "run": "boot a kernel or a payload, with a command if you like",
     "bisect": "find the commit that broke a test, and which half of it",
+    "check": "builds, tests and KVM's own suites for a range of commits: the gate for a patch",
     "doctor": "what this machine can do, and what is missing",
     "version": "both halves, their commits, and whether they match",
     "completion": "print a shell's completion script",
@@ -47,7 +48,8 @@ def usage() -> str:
         "  unikvm run payload.elf                   a bare-metal payload on /dev/kvm\n"
         "  unikvm run -- uname -a                   a command in a Linux guest\n"
         "  unikvm run -k arch/x86/boot/bzImage      your own kernel, with a shell\n"
-        "  unikvm bisect --good v0.1 -- TEST        which commit broke it, and which half\n\n"
+        "  unikvm bisect --good v0.1 -- TEST        which commit broke it, and which half\n"
+        "  unikvm check                             what is not upstream yet, commit by commit\n\n"
         "`unikvm COMMAND --help` says more of each.\n"
     )
 
