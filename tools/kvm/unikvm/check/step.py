@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,15 +25,15 @@ if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environme
         os.path.join(_HERE, "../../../../build/venv/lib/python{}.{}/site-packages".format(*sys.version_info))
     )
 
-from unikvm.campaign import builds
+from unikvm.campaign import builds, verdict
 from unikvm.campaign.git import Repository
 from unikvm.campaign.linux import headers_of, host_kernel
 from unikvm.campaign.verdict import FAIL, PASS, SKIP
 from unikvm.campaign.worktree import environment, locked, worktree
-from unikvm.check import ends
+from unikvm.check import ends, guard
 from unikvm.check.case import Case
 from unikvm.check.job import BUILD_KERNEL, BUILD_USER, HERE, Job, Task
-from unikvm.errors import CannotRun, UnikvmError
+from unikvm.errors import UnikvmError
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.hostvm.watchdog import HostError
@@ -145,34 +146,33 @@ class Step:
     # On this machine
 
     def _run_here(self, task: Task) -> tuple[str, str, str]:
-        try:
+        with tempfile.TemporaryFile() as output:  # no pipe: what the test leaves behind would hold it open
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *task.within(self._tree)],
+                [sys.executable, "-I", "-S", guard.__file__, *task.within(self._tree)],
                 cwd=self._tree,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # what it leaves behind is ended with it
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
-        except FileNotFoundError as error:
-            raise CannotRun(f"{error.filename} is missing", hint="install util-linux") from None
-        try:
-            output, timed_out = process.communicate(timeout=task.timeout)[0], False
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, timed_out = process.communicate()[0], True
-        finally:
             try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        text = _end_of(output)
-        if timed_out:
+                status: int | None = process.wait(task.timeout)
+            except subprocess.TimeoutExpired:
+                status = None
+            finally:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                process.wait()
+            output.seek(max(0, output.seek(0, os.SEEK_END) - KEPT_OUTPUT))
+            text = _end_of(output.read())
+        if status is None:
             return FAIL, f"no end within {task.timeout:g} s", text
-        if process.returncode < 0:
-            return FAIL, f"signal {-process.returncode}", text
-        return *ends.read(task.reads, process.returncode, text), text
+        if status < 0:
+            return FAIL, f"signal {-status}", text
+        return *ends.read(task.reads, status, text), text
 
     # In the host VM
 
@@ -185,7 +185,7 @@ class Step:
             except HostError as error:
                 self.close()
                 if error.kind == "host-panic":
-                    return FAIL, "host-panic", error.console
+                    return FAIL, verdict.signature_of("host-panic", "", error.console), error.console
                 if attempt == TRIES:
                     return FAIL if error.kind == "host-hang" else SKIP, f"{error.message} (twice)", error.console
                 self._say(f"{error.message}; trying once more")
