@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from unikvm.campaign.git import git
-from unikvm.cli.check import command_of, commits_of, previous_of
+from unikvm.cli.check import command_of, commits_of, linux_kernels, previous_of
+from unikvm.cli.parser import command_parser
 from unikvm.errors import CannotRun
 from unit.campaign.repo import commit
 
@@ -62,6 +63,18 @@ def test_previous(history: tuple[str, list[str]]) -> None:
     assert previous_of(source, "", commits[2], commits[3]) == ""
     with pytest.raises(CannotRun, match="--previous v9: no such commit"):
         previous_of(source, "v9", commits[2], commits[3])
+
+
+def test_commits_of_a_linux_tree(history: tuple[str, list[str]]) -> None:
+    source, commits = history
+    parse = command_parser("check").parse_args
+    assert linux_kernels(parse(["--linux", source])) == (f"linux:{commits[2]}", f"linux:{commits[3]}")
+    args = parse(["--linux", source, "--linux-range", "HEAD~3..HEAD~1"])
+    assert linux_kernels(args) == (f"linux:{commits[0]}", f"linux:{commits[2]}")
+    with pytest.raises(CannotRun, match=r"--linux-range HEAD\.\.HEAD has no commits"):
+        linux_kernels(parse(["--linux", source, "--linux-range", "HEAD..HEAD"]))
+    with pytest.raises(CannotRun, match="named twice"):
+        linux_kernels(parse(["--linux", source, "--host-kernel", "x"]))
 
 
 def test_commands() -> None:

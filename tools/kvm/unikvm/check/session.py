@@ -49,6 +49,8 @@ class Session:
             kernel=asked.kernel,
             tasks=tasks,
             shares=asked.shares,
+            linux=asked.linux,
+            linux_config=asked.linux_config,
         )
         return replace(job, **fields)  # type: ignore[arg-type]
 

@@ -31,6 +31,8 @@ class Settings:
     kernel_before: str
     host: tuple[tuple[str, tuple[str, ...]], ...]
     here: tuple[tuple[str, tuple[str, ...]], ...] | None = None
+    linux: str = ""  # a directory in the Linux tree that kernels named `linux:SHA` are of
+    linux_config: str = ""
     cwd: str = "/"
     previous: str = ""  # the release before; empty: the ABI is not checked
     unit_tests: str = ""  # a tree of kvm-unit-tests

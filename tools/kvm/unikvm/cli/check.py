@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--previous", metavar="REV", help="release for the ABI's test (last tag, else RANGE's base; '': none)")
     add("--host-kernel", metavar="SPEC", help="the host kernel (default: Debian's)")
     add("--kernel-before", metavar="SPEC", help="the one for suites before the range (default: the same)")
+    add(
+        "--linux",
+        metavar="DIR",
+        help="a Linux git tree: suites run on its commits before and after a range, built there",
+    )
+    add("--linux-range", metavar="A..B", default="HEAD~1..HEAD", help="that range (HEAD~1..HEAD)")
+    add("--linux-config", metavar="FILE", help="its .config (default: a minimal one for host VMs)")
     add("--repository", metavar="DIR", default=".", help="this tree or a fork of it (default: here)")
     add("--share", metavar="DIR", action="append", default=[], help="directory that tests may write to; repeatable")
     add("--dirty", action="store_true", help="go on though the checkout has changes, which nothing would test")
@@ -107,6 +114,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     base, commits = commits_of(source, args.range)
     found = find_kernel(args.host_kernel, progress=say)
     kernel = absolute(args.host_kernel) if args.host_kernel else found.release
+    kernel_before = absolute(args.kernel_before) if args.kernel_before else kernel
+    if args.linux:
+        kernel_before, kernel = linux_kernels(args)
     tests = [command_of(text) for text in args.test]
     if args.command or not tests:
         words = tuple(args.command or DEFAULT_TEST)
@@ -117,7 +127,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         commits=commits,
         kernel=kernel,
         release=found.release,
-        kernel_before=absolute(args.kernel_before) if args.kernel_before else kernel,
+        kernel_before=kernel_before,
+        linux=os.path.abspath(args.linux) if args.linux else "",
+        linux_config=os.path.abspath(args.linux_config) if args.linux_config else "",
         host=tuple((name, pinned(list(command))) for name, command in tests),
         here=None if args.here is None else tuple(command_of(text) for text in args.here if text),
         cwd=os.getcwd(),
@@ -139,7 +151,17 @@ def absolute(kernel: str) -> str:
     return os.path.abspath(kernel) if os.path.exists(kernel) else kernel
 
 
-def commits_of(source: str, text: str | None) -> tuple[str, tuple[str, ...]]:
+def linux_kernels(args: argparse.Namespace) -> tuple[str, str]:
+    """The host kernels before and after a range of a Linux tree."""
+    from unikvm.campaign.linux import PREFIX
+
+    if args.host_kernel or args.kernel_before:
+        raise CannotRun("the host kernel is named twice", hint="--linux, or --host-kernel and --kernel-before")
+    base, commits = commits_of(args.linux, args.linux_range, "--linux-range")
+    return f"{PREFIX}{base}", f"{PREFIX}{commits[-1]}"
+
+
+def commits_of(source: str, text: str | None, what: str = "RANGE") -> tuple[str, tuple[str, ...]]:
     """The base of the range, and its commits, parents first."""
     from unikvm.campaign.git import git
     from unikvm.cli.bisect import resolved
@@ -153,12 +175,12 @@ def commits_of(source: str, text: str | None) -> tuple[str, tuple[str, ...]]:
             pass  # no upstream, or no branch
     first, _, last = text.partition("..")
     if last.startswith("."):
-        raise CannotRun(f"RANGE {text} has three dots", hint="A..B: what is in B and not in A")
-    head = resolved(source, last or "HEAD", "RANGE:")
-    base = git(source, "merge-base", resolved(source, first or "HEAD", "RANGE:"), head).strip()
+        raise CannotRun(f"{what} {text} has three dots", hint="A..B: what is in B and not in A")
+    head = resolved(source, last or "HEAD", f"{what}:")
+    base = git(source, "merge-base", resolved(source, first or "HEAD", f"{what}:"), head).strip()
     commits = git(source, "rev-list", "--topo-order", "--reverse", f"{base}..{head}", "--").split()
     if not commits:
-        raise CannotRun(f"RANGE {text} has no commits", hint="A..B: what is in B and not in A")
+        raise CannotRun(f"{what} {text} has no commits", hint="A..B: what is in B and not in A")
     return base, tuple(commits)
 
 
