@@ -184,9 +184,10 @@ def test_what_runs_in_the_host_vm(clone: Path, check: Any) -> None:
     assert "sysrq" in Path(cases[1]["log"]).read_text()
 
 
-def test_nothing_can_be_run(check: Any) -> None:
-    status, out, _, report = check("HEAD~1", "--here", "", "--previous", "", "--test", "/no/such/test")
-    assert status == 0, out  # both halves do build
+def test_what_cannot_be_run_is_no_pass(check: Any) -> None:
+    status, out, err, report = check("HEAD~1", "--here", "", "--previous", "", "--test", "/no/such/test")
+    assert status == CANNOT_RUN, out + err  # though both halves do build
+    assert ": /no/such/test: " in err.splitlines()[-1]
     assert report["counts"] == {"pass": 2, "fail": 0, "known": 0, "skip": 1}
     status, out, err, _ = check("HEAD..HEAD")
     assert (status, out) == (CANNOT_RUN, "")

@@ -33,6 +33,11 @@ def test_compared(before: str | None, after: str, verdict: str, note: str) -> No
     assert case.reason == ("" if after == PASS else "why")
 
 
+def test_an_accident_is_no_change() -> None:
+    after = Case("t", SKIP, "QEMU died", accident=True)
+    assert compared(Case("t", PASS), after) == after
+
+
 def test_the_same_failure_is_told_once() -> None:
     assert compared(Case("t", FAIL, "exit 1"), Case("t", FAIL, "exit 1")).says == "exit 1; failed before"
 

@@ -249,6 +249,15 @@ def test_a_job_that_ends_early_is_no_pass(check: Check) -> None:
     assert "(change 3): no room" in report.last_line(session, 1.0)
 
 
+def test_a_test_that_cannot_be_run_is_no_pass(check: Check) -> None:
+    session, _, _ = check(lambda _k, u, t: SKIP if u == "3" and t.kind == "host" else PASS)
+    assert session.verdict == SKIP
+    assert len(session.errors) == 1
+    assert "(change 3): unikvm run -- true: cannot" in report.last_line(session, 1.0)
+    session, _, _ = check(lambda _k, u, t: SKIP if u == "3" and t.kind == "host" else FAIL)
+    assert session.verdict == FAIL
+
+
 def test_a_suite_whose_job_ends_early(check: Check, tree: str) -> None:
     def rule(kernel: str, _user: str, task: Task) -> str:
         if kernel == "1" and task.name == "two":

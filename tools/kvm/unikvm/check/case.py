@@ -13,7 +13,7 @@ KNOWN = "known"  # it fails, and did before: no change, so no failure of the ran
 @dataclass(frozen=True)
 class Case:
     """`verdict` is pass, fail, skip or known; `reason` one line: why it failed or was skipped; `note` what else there
-    is to say; `seconds` of the test alone."""
+    is to say; `seconds` of the test alone; `accident`: it was skipped for what is no fault of the commit."""
 
     name: str
     verdict: str
@@ -21,6 +21,7 @@ class Case:
     note: str = ""
     seconds: float = 0.0
     output: str = ""
+    accident: bool = False
     log: str = ""  # the file that the output was written to
 
     @property
@@ -42,7 +43,9 @@ def compared(before: Case | None, after: Case) -> Case:
             return replace(after, verdict=KNOWN, note=_both(after.note, f"failed before{same}"))
         word = "passed before" if before.verdict == PASS else f"was skipped before: {before.reason}"
         return replace(after, note=_both(after.note, word))
-    if before and before.verdict == PASS:  # a test that does not run any more is no better than one that fails
+    if (
+        before and before.verdict == PASS and not after.accident
+    ):  # a test that does not run any more is no better than one that fails
         return replace(after, verdict=FAIL, note=_both(after.note, "passed before"))
     return after
 

@@ -33,6 +33,12 @@ class Tests(Group):
         """A result has come."""
         self.cases.append(case)
 
+    def unchecked(self, case: Case) -> bool:
+        """Whether a test was skipped that nobody wanted skipped. Of a crossing only an accident is one: halves that
+        refuse each other are an answer."""
+        planned = any(task.skip and task.name == case.name for task in self.job.tasks) if self.job else True
+        return case.accident or bool(self.sha and case.verdict == SKIP and not planned)
+
     def ended(self, _role: str, error: str, _submit: Submit) -> None:
         """The job is over: what it did not come to is skipped, with the reason."""
         assert self.job is not None
@@ -60,6 +66,10 @@ class Suite(Group):
                 self._waiting.add(role)
                 self._results[role] = {}
                 submit(role, job)
+
+    def unchecked(self, case: Case) -> bool:
+        """Whether a test was skipped for an accident: suites skip much by themselves."""
+        return case.accident
 
     def take(self, role: str, case: Case) -> None:
         """A result has come; the case is there when all that it is compared with is."""

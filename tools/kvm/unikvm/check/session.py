@@ -33,7 +33,7 @@ class Session:
     folder: str
     say: Say
     groups: list[Tests | Suite] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)  # of jobs that ended early
+    broken: list[str] = field(default_factory=list)  # jobs that ended early
     logs: int = 0
 
     def plan(self) -> None:
@@ -140,7 +140,7 @@ class Session:
             group.take(role, self._logged(group, role, news.case))
         if news.over:
             if news.error:
-                self.errors.append(f"{group.name}: {news.error}")
+                self.broken.append(f"{group.name}: {news.error}")
             group.ended(role, news.error, lambda role, job: runner.submit(f"{number} {role}", job))
 
     def _logged(self, group: Group, role: str, case: Case) -> Case:
@@ -160,6 +160,14 @@ class Session:
     def cases(self) -> list[Case]:
         """Of all groups."""
         return [case for group in self.groups for case in group.cases]
+
+    @property
+    def errors(self) -> list[str]:
+        """What was to be checked and could not be."""
+        found = list(self.broken)
+        for group in self.groups:
+            found += [f"{group.name}: {case.name}: {case.reason}" for case in group.cases if group.unchecked(case)]
+        return found
 
     @property
     def verdict(self) -> str:

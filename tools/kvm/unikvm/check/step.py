@@ -83,15 +83,19 @@ class Step:
         """One task to its end."""
         self._say(task.name)
         began = time.monotonic()
+        accident = False
         if task.skip:
             return Case(task.name, SKIP, task.skip)
         try:
             kind, reason, output = self._run(task)
         except Unmet as unmet:
             kind, reason, output = unmet.kind, unmet.reason, unmet.output
+        except HostError as error:
+            kind, reason, output, accident = SKIP, f"{error.message} ({TRIES} times)", error.console, True
         except UnikvmError as error:
-            kind, reason, output = SKIP, str(error), ""
-        return Case(task.name, kind, reason, seconds=round(time.monotonic() - began, 3), output=output)
+            kind, reason, output, accident = SKIP, str(error), "", True
+        seconds = round(time.monotonic() - began, 3)
+        return Case(task.name, kind, reason, seconds=seconds, output=output, accident=accident)
 
     def _run(self, task: Task) -> tuple[str, str, str]:
         if task.kind == BUILD_KERNEL:
@@ -186,8 +190,10 @@ class Step:
                 self.close()
                 if error.kind == "host-panic":
                     return FAIL, verdict.signature_of("host-panic", "", error.console), error.console
+                if attempt == TRIES and error.kind == "host-hang":
+                    return FAIL, f"{error.message} ({TRIES} times)", error.console
                 if attempt == TRIES:
-                    return FAIL if error.kind == "host-hang" else SKIP, f"{error.message} (twice)", error.console
+                    raise
                 self._say(f"{error.message}; trying once more")
         raise AssertionError("unreachable")
 
