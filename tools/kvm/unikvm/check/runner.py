@@ -65,11 +65,12 @@ class LocalRunner:
             yield news
 
     def _run(self, key: str, job: Job) -> None:
-        error = "its process could not be started"
+        error = "stopped"
         try:
-            error = "stopped" if self._stopped else self._communicate(key, job)
-        except OSError as failure:
-            error = str(failure)
+            if not self._stopped:
+                error = self._communicate(key, job)
+        except (OSError, ValueError, TypeError, KeyError) as failure:  # no process, or none of ours
+            error = f"its process cannot be heard: {failure}"
         finally:
             self._queue.put(News(key, over=True, error=error))
 
