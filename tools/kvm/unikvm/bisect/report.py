@@ -15,7 +15,7 @@ from unikvm.campaign.linux import PREFIX
 from unikvm.campaign.verdict import FAIL, PASS
 from unikvm.errors import CannotRun
 
-PARTS = ("host kernel", "kernel half", "user half")
+HALVES = ("kernel half", "user half")
 
 
 def summary(answer: Answer, store: Store, seconds: float) -> dict[str, Any]:
@@ -104,6 +104,9 @@ def text(answer: Answer, store: Store, repository: Repository, linux: Repository
         lines.append(f"failure rate from the first bad version on: {bad:.1%}; before it: {good:.1%}")
     lines += _matrix(answer)
     if answer.cells:
+        same = [part for part in HALVES if part not in answer.parts]
+        if same and len(answer.parts) == 1 and answer.parts[0] in HALVES:
+            lines.append(f"the {same[0]} is the same before and after")
         lines.append(f"broken by: {answer.attribution.text}")
         if answer.attribution.unknown:
             lines.append("(some combinations could not be run: less may be enough to break it)")

@@ -7,6 +7,7 @@ What is built is kept in the cache under the name of its sources: commits share 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def _ninja(tree: str, name: str, options: list[str], target: str, half: str) -> 
         if done.returncode:
             if "No space left on device" in done.stdout:
                 raise cache.no_room()
-            log = done.stdout.replace(f"{tree}/", "")
+            log = re.sub(rf"\S*/{re.escape(os.path.basename(tree))}/", "", done.stdout)
             raise BuildFailed(half, "\n".join(log.splitlines()[-LOG_TAIL:]))
     return os.path.join(folder, target)
 

@@ -244,7 +244,7 @@ class Progress:
     def left(self, what: str, runs: int) -> None:
         """How far a search is."""
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
-        text = f"{what}; about {runs} runs and {runs * mean / self.slots:.0f} s to go"
+        text = f"{what}; about {runs} run{'s' * (runs != 1)} and {runs * mean / self.slots:.0f} s to go"
         if self._transient:
             os.write(2, f"\r\x1b[Kunikvm: {text} ...".encode())
         else:
