@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,12 @@ def test_known_packages_are_those_of_the_prefix() -> None:
     assert all(name.startswith("linux-image-") for name in packages.known_packages("linux-image-"))
 
 
-def test_the_guests_kernel_is_pinned() -> None:
+def test_the_guests_kernel_is_pinned(tmp_path: Path) -> None:
+    payload = str(tmp_path / "payload")  # a multiboot header: magic, flags, checksum
+    Path(payload).write_bytes(bytes(64) + struct.pack("<III", 0x1BADB002, 0, 0xFFFFFFFF & -0x1BADB002) + bytes(64))
     assert pinned(["unikvm", "run", "x.elf"]) == ("unikvm", "run", "x.elf")
     assert pinned(["unikvm", "run", "-k", "K", "--", "ls"]) == ("unikvm", "run", "-k", "K", "--", "ls")
+    assert pinned([payload, "-m", "64M"]) == ("unikvm", "run", payload, "-m", "64M")
     assert pinned(["./test.sh", "unikvm"]) == ("./test.sh", "unikvm")
     command = pinned(["unikvm", "run", "-q", "--", "ls", "-k"])
     assert command[:3] == ("unikvm", "run", "--kernel")

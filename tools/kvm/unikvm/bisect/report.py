@@ -156,8 +156,26 @@ def junit(answer: Answer, store: Store) -> bytes:
     return bytes(xml.tostring())  # type: ignore[no-untyped-call]
 
 
-def html(data: dict[str, Any], store: Store, answer: Answer, shows: Sequence[str]) -> str:
-    """A page that needs nothing beside it: answer, matrix, every run with its log."""
+def picture(store: Store, order: Sequence[str]) -> dict[str, Any]:
+    """Where the runs lie: a column for each commit that was run, in the order of `order`; a row for each host kernel.
+
+    A run with halves of two commits is a column of its own, at the end.
+    """
+    places = {commit: number for number, commit in enumerate(order)}
+    straight = sorted({row.user for row in store.rows if row.user == row.half}, key=lambda one: places.get(one, -1))
+    crossed = sorted({(row.user, row.half) for row in store.rows if row.user != row.half})
+    columns = [(commit, commit) for commit in straight] + crossed
+    kernels = [name for name in store.settings.kernels if any(row.kernel == name for row in store.rows)]
+    kernels += sorted({row.kernel for row in store.rows} - set(kernels))
+    cells = [
+        (columns.index((row.user, row.half)), kernels.index(row.kernel), row.result.verdict, row.number)
+        for row in store.rows
+    ]
+    return {"columns": columns, "kernels": kernels, "cells": cells}
+
+
+def html(data: dict[str, Any], store: Store, answer: Answer, shows: Sequence[str], order: Sequence[str]) -> str:
+    """A page that needs nothing beside it: answer, matrix, every run with its log. `order`: commits, parents first."""
     try:
         import jinja2
     except ImportError:
@@ -169,4 +187,6 @@ def html(data: dict[str, Any], store: Store, answer: Answer, shows: Sequence[str
         (["new" if part in parts else "old" for part in answer.parts], outcome(tally), tally.verdict)
         for parts, (_, tally) in answer.cells.items()
     ]
-    return template.render(data=data, logs=logs, matrix=matrix, parts=answer.parts, shows=shows)
+    return template.render(
+        data=data, logs=logs, matrix=matrix, parts=answer.parts, shows=shows, map=picture(store, order)
+    )

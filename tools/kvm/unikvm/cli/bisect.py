@@ -5,7 +5,7 @@ TEST runs in a host VM with each commit's kernel half loaded and its `unikvm` on
 Its status: 0 good, 125 skip, all else bad (120 panic, 121 hang, 124 time-out ...).
 
 examples:
-  unikvm bisect --good v0.1 -- unikvm run payload.elf
+  unikvm bisect --good v0.1 -- payload.elf
   unikvm bisect --good HEAD~30 -j 2 --html r.html -- unikvm run -- dmesg -l err
   unikvm bisect --host-kernels 6.1.0-47..6.1.0-56 -- ./test.sh
   unikvm bisect --resume                       after Ctrl-C, a crash or a full disk
@@ -193,11 +193,34 @@ def check_ends(source: str, goods: tuple[str, ...], bad: str, prefix: str = "--"
             )
 
 
+def is_payload(path: str) -> bool:
+    """Whether a file is a bare-metal payload: an ELF with a PVH note, or a multiboot kernel."""
+    from unikvm.boot import elf, multiboot, pvh
+    from unikvm.boot.image import Image
+
+    if not os.path.isfile(path):
+        return False
+    image = Image.open(path)
+    try:
+        if image.pread(4, 0) == b"\x7fELF" and pvh.entry_point(image, elf.parse(image)) is not None:
+            return True
+        return multiboot.find_header(image) is not None
+    except CannotRun:
+        return False
+    finally:
+        os.close(image.fd)
+
+
 def pinned(command: list[str]) -> tuple[str, ...]:
-    """TEST with the guest's kernel named, where it is `unikvm run` without one: all runs then boot the same."""
+    """TEST as it is run in the host VM.
+
+    A payload is run by `unikvm run`. Where that has no kernel, the guest's kernel is named: all runs boot the same.
+    """
     from unikvm.cli.main import split_command
     from unikvm.cli.run import quick_parse
 
+    if is_payload(command[0]):
+        command = ["unikvm", "run", *command]
     if command[:2] != ["unikvm", "run"]:
         return tuple(command)
     options, _ = split_command(command[2:])
@@ -326,15 +349,17 @@ def _report(
     print(report.text(answer, store, *repositories), flush=True)
     data = report.summary(answer, store, seconds)
     shows = [report.shown(found, *repositories) for found in answer.findings if found.narrowed]
-    page = report.html(data, store, answer, shows)
+    settings = store.settings
+    commits = repositories[0].range(settings.bad, settings.good, first_parent=settings.first_parent)
+    page = report.html(data, store, answer, shows, [*settings.good, *(commit.sha for commit in commits)])
     files = {args.json: json.dumps(data, indent=1), args.html: page, store.path("report.html"): page}
     for path, content in files.items():
         if path:
             _write(path, content.encode())
     if args.junit:
         _write(args.junit, report.junit(answer, store))
-    built = sum(1 for row in store.rows if row.result.seconds.get("build", 0.0) > 1.0)
-    say(f"{len(store.rows)} runs, {built} of them with a build, in {seconds:.0f} s; {store.path('report.html')}")
+    pairs = len({row.key for row in store.rows})
+    say(f"{len(store.rows)} runs of {pairs} pairs of halves in {seconds:.0f} s; {store.path('report.html')}")
 
 
 def _write(path: str, content: bytes) -> None:
