@@ -299,7 +299,8 @@ def _runner(args: argparse.Namespace, store: Store, repository: Repository, prog
 
 
 def _work(args: argparse.Namespace, store: Store) -> int:
-    from unikvm.bisect import gitlog
+    # The report too: a checkout that is edited meanwhile is not to decide how the bisection ends.
+    from unikvm.bisect import gitlog, report  # noqa: F401
     from unikvm.bisect.session import Session
     from unikvm.bisect.trials import Trials
     from unikvm.campaign.git import Repository
