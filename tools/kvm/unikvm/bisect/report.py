@@ -91,7 +91,7 @@ def text(answer: Answer, store: Store, repository: Repository, linux: Repository
     lines: list[str] = []
     for found in answer.findings:
         if found.narrowed:
-            lines.append(f"{found.first_bad} is the first bad {found.axis}")
+            lines.append(f"{found.first_bad.removeprefix(PREFIX)} is the first bad {found.axis}")
             lines += shown(found, repository, linux).rstrip().splitlines()
             lines.append("")
         else:

@@ -18,7 +18,7 @@ from unikvm.bisect.search import Exact
 from unikvm.bisect.store import Settings
 from unikvm.bisect.trials import Point, Tally, Trials, mixed
 from unikvm.campaign.git import Repository
-from unikvm.campaign.linux import PREFIX
+from unikvm.campaign.linux import PREFIX, for_people
 from unikvm.campaign.verdict import FAIL, PASS, SKIP
 from unikvm.errors import CannotRun
 
@@ -115,7 +115,7 @@ class Session:
 
     def _name(self, point: Point) -> str:
         commit = self._repository.subject(point.user)
-        return f"{commit} on {point.kernel}" if len(self._settings.kernels) > 1 else commit
+        return f"{commit} on {for_people(point.kernel)}" if len(self._settings.kernels) > 1 else commit
 
     # A verdict on single points
 

@@ -26,6 +26,12 @@ MINIMAL = os.path.join(os.path.dirname(__file__), "linux.config")
 # The same commit gives the same bytes, so that ccache and the module's key hold.
 REPRODUCIBLE = {"KBUILD_BUILD_TIMESTAMP": "@0", "KBUILD_BUILD_USER": "unikvm", "KBUILD_BUILD_HOST": "unikvm"}
 LOG_TAIL = 60  # lines
+NEEDED = ("make", "gcc", "ld", "flex", "bison", "bc")  # Linux: Documentation/process/changes.rst
+
+
+def for_people(name: str) -> str:
+    """A host kernel's name as it is shown."""
+    return f"Linux {name.removeprefix(PREFIX)[:12]}" if name.startswith(PREFIX) else name
 
 
 def host_kernel(name: str, source: str, config: str, say: Say) -> Kernel:
@@ -88,6 +94,9 @@ class LinuxTree:
             yield os.path.join(self._folder, "objects")
 
     def _build(self, commit: str, say: Say) -> None:
+        missing = [tool for tool in NEEDED if not shutil.which(tool)]
+        if missing:
+            raise CannotRun(f"building Linux needs {', '.join(missing)}", hint="install them, and libelf-dev")
         source, objects = (os.path.join(self._folder, name) for name in ("source", "objects"))
         say(
             f"building Linux {commit[:12]} ({'the first one takes minutes' if not os.path.isdir(objects) else 'again'})"

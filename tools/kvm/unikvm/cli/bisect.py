@@ -256,7 +256,10 @@ class Progress:
             self._subjects[row.user] = self._repository.subject(row.user)
         what = self._subjects[row.user]
         if self._kernels > 1:
-            what = f"{row.kernel}, {what}" if self._commits > 1 else row.kernel
+            from unikvm.campaign.linux import for_people
+
+            kernel = for_people(row.kernel)
+            what = f"{kernel}, {what}" if self._commits > 1 else kernel
         if row.half != row.user:
             what += f" with the kernel half of {row.half[:7]}"
         verdict, reason = self.trials.judged(row) if self.trials else (row.result.verdict, row.result.reason)
