@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
 from _socket import socket as Socket
+from _socket import socketpair as pair
 
-__all__ = ["Socket", "prearranged"]
+__all__ = ["Socket", "pair", "prearranged"]
 
 
 def prearranged() -> tuple[Socket, Socket]:

@@ -7,7 +7,7 @@ from unikvm.errors import CannotRun
 from unikvm.lean import SimpleQueue
 from unikvm.sys.process import Process, spawn
 from unikvm.sys.thread import Thread
-from unikvm.sys.unixsocket import Socket, prearranged
+from unikvm.sys.unixsocket import Socket, pair, prearranged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ DEATH_SECONDS = 0.5  # from the end of a connection to the end of its program
 
 class Program:
     """A back end that is a child process. `argv` gets the number of a listening socket, of which it accepts one
-    connection; `prepare` runs in the child. It is started at once: what it has to do goes on beside ours.
+    connection, or with `connected` that of the connection itself; `prepare` runs in the child. It is started at once:
+    what it has to do goes on beside ours.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Program:
         *,
         prepare: Callable[[], None] | None = None,
         again: bool = False,
+        connected: bool = False,
     ) -> None:
         self.name = name
         self.again = again
         self._argv = argv
         self._prepare = prepare
+        self._connected = connected
         self._socket: Socket | None = None
         self._process: Process | None = None
         self._keepers: list[SimpleQueue[None]] = []
@@ -83,15 +86,15 @@ class Program:
         return self._process is None or self._process.poll() is not None
 
     def _start(self) -> None:
-        listener, client = prearranged()
+        theirs, client = pair() if self._connected else prearranged()
         try:
-            number = listener.fileno()
+            number = theirs.fileno()
             self._process = spawn(self._argv(number), fds=[number], prepare=self._prepare)
         except BaseException:
             client.close()
             raise
         finally:
-            listener.close()
+            theirs.close()
         self._socket = client
 
     def open(self) -> Socket:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How passt is started, and what --forward may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unikvm.errors import CannotRun
+from unikvm.vhost import passt
+
+
+def test_forwards() -> None:
+    assert passt.parse_forward("8080:80") == (False, 8080, 80)
+    assert passt.parse_forward("1:65535/tcp") == (False, 1, 65535)
+    assert passt.parse_forward("53:53/udp") == (True, 53, 53)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "80", "80:", ":80", "0:80", "80:65536", "80:80/", "80:80/sctp", "a:b", "1:2:3", "-1:2"]
+)
+def test_bad_forwards(text: str) -> None:
+    with pytest.raises(CannotRun, match="no two ports"):
+        passt.parse_forward(text)
+
+
+def test_arguments() -> None:
+    argv = passt.arguments("/usr/bin/passt", 7, ["8080:80", "53:5353/udp"], routed=True)
+    assert argv[0] == "/usr/bin/passt"
+    assert argv[argv.index("--fd") + 1] == "7"
+    assert argv[argv.index("--tcp-ports") + 1] == "127.0.0.1/8080:80"
+    assert argv[argv.index("--udp-ports") + 1] == "127.0.0.1/53:5353"
+    assert "--interface" not in argv
+    assert passt.arguments("passt", 7, [], routed=False)[-2:] == ["--interface", "lo"]
+
+
+def test_default_route(tmp_path: Path) -> None:
+    table = tmp_path / "route"
+    head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+    table.write_text(head + "eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n")
+    assert not passt.has_route(str(table))
+    with table.open("a") as file:
+        file.write("eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")
+    assert passt.has_route(str(table))
+    assert not passt.has_route(str(tmp_path / "none"))
+
+
+def test_a_host_without_passt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotRun, match="needs passt"):
+        passt.serve()

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A network interface (virtio 1.2 §5.1) whose frames this process moves, to and from a back end's stream.
+
+Frames go out straight from guest memory, many with one system call, and come in through a buffer from which they are
+copied once. No checksums or segments are left to the other end: frames of up to MTU bytes take the place of that.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from unikvm.errors import GuestFault
+from unikvm.uapi.virtio import VIRTIO_ID_NET
+from unikvm.uapi.virtio_net import (
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
+)
+from unikvm.vhost.channel import BackendError
+from unikvm.virtio.device import VirtioDevice
+from unikvm.virtio.frames import HEADER, FrameStream
+from unikvm.virtio.queue import Chain, Queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unikvm.memory import GuestMemory
+    from unikvm.sys.eventloop import EventLoop
+    from unikvm.vhost.backend import Backend
+    from unikvm.virtio.device import Transport
+    from unikvm.virtio.frames import Frame
+
+    Say = Callable[[str], object]
+
+MAC = bytes.fromhex("525400123456")  # the only guest of its network
+VLAN = 4  # bytes of a tag, which an MTU does not count
+RECEIVE, TRANSMIT = 0, 1  # queues
+
+_CONFIG = Struct("<6sHHH")  # struct virtio_net_config: mac, status, max_virtqueue_pairs, mtu
+_RECEIVED = Struct("<10xH")  # struct virtio_net_hdr_v1 of a frame that is complete: nothing but num_buffers
+
+
+def net_config(mac: bytes, mtu: int, *, up: bool = True) -> bytes:
+    """The configuration space (§5.1.4)."""
+    return _CONFIG.pack(mac, VIRTIO_NET_S_LINK_UP if up else 0, 1, mtu)
+
+
+def _nobody(_line: str) -> None:
+    """Stands for a user who is not told."""
+
+
+class Net(VirtioDevice):
+    """virtio-net on the stream of `backend`. Without its back end the link is down, and what is sent goes nowhere."""
+
+    name = "net"
+    device_id = VIRTIO_ID_NET
+    queue_sizes = (256, 256)
+    features = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MTU | 1 << VIRTIO_NET_F_MRG_RXBUF
+
+    def __init__(self, backend: Backend, *, mtu: int, mac: bytes = MAC, say: Say = _nobody) -> None:
+        super().__init__()
+        self.backend = backend
+        self._mac = mac
+        self._mtu = mtu
+        self._say = say
+        self.config = net_config(mac, mtu)
+        self._stream: FrameStream | None = None
+        self._filling: list[Chain] = []  # receive buffers that were taken and are not enough for the next frame
+        self._sending: list[tuple[Chain, Frame]] = []  # what the stream did not take yet
+        self._listening = (False, False)  # for input, for room
+
+    def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
+        super().connect(memory, loop, transport)
+        self._stream = FrameStream(self.backend.open())
+
+    def close(self) -> None:
+        with self.lock:
+            super().close()
+            if self._stream is not None:
+                self._stream.close()
+                self._stream = None
+        self.discard()
+
+    def discard(self) -> None:
+        self.backend.close()
+
+    def activated(self) -> None:
+        self._listen(True, False)
+
+    def stopped(self) -> None:
+        self._listen(False, False)
+
+    def release(self, queue: Queue) -> None:
+        (self._filling if queue.index == RECEIVE else self._sending).clear()
+
+    def held(self, queue: Queue) -> int:
+        return len(self._filling if queue.index == RECEIVE else self._sending)
+
+    def process(self, queue: Queue) -> None:
+        self._with_stream(self._deliver if queue.index == RECEIVE else self._transmit)
+        if self._stream is None and queue.index == TRANSMIT:
+            for chain in queue.available():
+                queue.add_used(chain)
+
+    # The stream
+
+    def _with_stream(self, move: Callable[[FrameStream], None]) -> None:
+        stream = self._stream
+        if stream is not None:
+            try:
+                move(stream)
+            except BackendError as error:
+                self._lost(error.message)
+
+    def _listen(self, readable: bool, writable: bool) -> None:
+        wanted = (readable, writable)
+        if self._stream is None or wanted == self._listening:
+            return
+        if any(self._listening):
+            self.loop.remove(self._stream.fd)
+        if any(wanted):
+            self.loop.add(self._stream.fd, self._readable if readable else None, self._writable if writable else None)
+        self._listening = wanted
+
+    def _readable(self) -> None:
+        def receive(stream: FrameStream) -> None:
+            # Once: the other descriptors of the loop have their turn before more is read.
+            if stream.frame() is None:
+                stream.receive()
+            self._deliver(stream)
+
+        self._serve(RECEIVE, receive)
+
+    def _writable(self) -> None:
+        self._serve(TRANSMIT, self._transmit)
+
+    def _serve(self, index: int, move: Callable[[FrameStream], None]) -> None:
+        queue = self.queues[index]
+
+        def run() -> None:
+            if queue.active:
+                try:
+                    self._with_stream(move)
+                finally:
+                    queue.flush()  # what was served before a fault is valid
+
+        self.serve(run)
+
+    def _lost(self, why: str) -> None:
+        """The back end is no more: say so to the driver, as if the cable had been pulled."""
+        self._listen(False, False)
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        why = self.backend.why() or why
+        self.backend.stop()
+        self._say(f"{self.backend.name} is lost: {why}")
+        transmit = self.queues[TRANSMIT]
+        if transmit.active:
+            for chain, _ in self._sending:
+                transmit.add_used(chain)
+            transmit.kick()
+        self._sending.clear()
+        self.config = net_config(self._mac, self._mtu, up=False)
+        self.config_changed()
+
+    # Guest to host
+
+    def _transmit(self, stream: FrameStream) -> None:
+        queue = self.queues[TRANSMIT]
+        waiting = self._sending
+        if waiting:
+            self._send(stream, queue)
+            if waiting:
+                return  # `_writable` goes on, and what is in the ring waits
+        for chain in queue.available():
+            frame = self._frame(chain)
+            if frame is None:
+                queue.add_used(chain)
+            else:
+                waiting.append((chain, frame))
+        self._send(stream, queue)
+
+    def _frame(self, chain: Chain) -> Frame | None:
+        """What a transmit buffer has behind its header (§5.1.6.2); None for what is no frame of this link."""
+        size = chain.readable_len - _RECEIVED.size
+        if size < 0:
+            raise GuestFault(f"a transmit buffer of {chain.readable_len} bytes")
+        if not HEADER <= size <= self._mtu + HEADER + VLAN:
+            return None
+        chain.skip(_RECEIVED.size)
+        return chain.readable, size
+
+    def _send(self, stream: FrameStream, queue: Queue) -> None:
+        waiting = self._sending
+        sent = stream.send([frame for _, frame in waiting])
+        for chain, _ in waiting[:sent]:
+            queue.add_used(chain)
+        del waiting[:sent]
+        blocked = bool(waiting)
+        if self._listening[1] and not blocked:
+            queue.kick()  # for what came into the ring in the meantime
+        self._listen(self._listening[0], blocked)
+
+    # Host to guest
+
+    def _deliver(self, stream: FrameStream) -> None:
+        """Give the guest what was received, as far as it has buffers; without them nothing more is read."""
+        queue = self.queues[RECEIVE]
+        frame = stream.frame()
+        while frame is not None:
+            if not self._put(queue, frame):
+                self._listen(False, self._listening[1])
+                return
+            stream.take(frame)
+            frame = stream.frame()
+        self._listen(True, self._listening[1])
+
+    def _put(self, queue: Queue, frame: memoryview) -> bool:
+        """Put one frame into receive buffers (§5.1.6.4); False where there are not enough yet."""
+        chains = self._filling
+        needed = _RECEIVED.size + len(frame)
+        room = sum(chain.writable_len for chain in chains)
+        merge = self.negotiated(VIRTIO_NET_F_MRG_RXBUF)
+        while room < needed and (merge or not chains):
+            chain = queue.pop()
+            if chain is None and queue.rearm():
+                chain = queue.pop()
+            if chain is None:
+                return False
+            if chain.writable_len < _RECEIVED.size:
+                raise GuestFault(f"a receive buffer of {chain.writable_len} bytes")
+            chains.append(chain)
+            room += chain.writable_len
+        if room < needed:
+            return True  # dropped: the driver's buffers are too small, and it did not want to have them merged
+        chains[0].write(_RECEIVED.pack(len(chains)))
+        for chain in chains:
+            frame = frame[chain.write(frame) :]
+            queue.add_used(chain)
+        chains.clear()
+        return True
