@@ -53,6 +53,7 @@ int main(int argc, char **argv)
 		boot_host();
 	boot_modules();
 	set_hostname();
+	net_start();
 	boot_applets();
 	if (host || cmdline_value("unikvm.ctl", value, sizeof(value))) {
 		if (port_open(PORT_CTL, PORT_PATIENCE))

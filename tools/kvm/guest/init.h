@@ -39,6 +39,10 @@ void boot_applets(void);
 const char *module_insert(const char *path, const char *params);
 int console_open(int flags);
 
+/* net.c */
+void net_start(void);
+void net_resolver(void);	/* write what the network said into /etc/resolv.conf */
+
 /* ports.c */
 extern int port_fd[PORT_COUNT];
 bool port_open(enum port port, int patience_ms);

@@ -150,9 +150,11 @@ const char *root_mount(const char *fstype, const char *tag, const char *options,
 	if (mount_overlay(foreign))
 		return failed("overlay");
 	why = enter_root();
-	if (!why)
-		extra_mounts();
-	return why;
+	if (why)
+		return why;
+	extra_mounts();
+	net_resolver();
+	return NULL;
 }
 
 /* The modules of the running kernel from where they are in the root to where they are looked for. */

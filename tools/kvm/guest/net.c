@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The network: the loopback interface, and with unikvm.net= on the kernel
+ * command line the first other one, by DHCP or with a given address.
+ */
+#include "init.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/ethernet.h>
+#include <net/if.h>
+#include <net/route.h>
+#include <netinet/ip.h>
+#include <netinet/udp.h>
+#include <netpacket/packet.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define PATIENCE	2000	/* ms for the interface to appear */
+#define NAP		5000	/* us between two looks */
+#define TRIES		5
+#define ANSWER		1000	/* ms for an answer to one try */
+#define MAX_SERVERS	3	/* of names: what resolv.conf(5) has room for */
+#define SERVER_PORT	67
+#define CLIENT_PORT	68
+#define COOKIE		0x63825363
+#define BOOTREPLY	2
+#define BROADCAST	0x8000
+
+enum message { DISCOVER = 1, OFFER = 2, REQUEST = 3, ACK = 5 };
+enum option {
+	OPT_PAD = 0, OPT_MASK = 1, OPT_ROUTER = 3, OPT_DNS = 6, OPT_MTU = 26,
+	OPT_ADDRESS = 50, OPT_TYPE = 53, OPT_SERVER = 54, OPT_WANTED = 55, OPT_END = 255
+};
+
+/* A DHCP message (RFC 2131) as it goes over the wire. */
+struct packet {
+	struct iphdr ip;
+	struct udphdr udp;
+	uint8_t op, htype, hlen, hops;
+	uint32_t xid;
+	uint16_t secs, flags;
+	uint32_t ciaddr, yiaddr, siaddr, giaddr;
+	uint8_t chaddr[16];
+	char sname[64], file[128];
+	uint32_t cookie;
+	uint8_t options[1024];
+} __attribute__((packed));
+
+#define FIXED		offsetof(struct packet, options)
+#define REQUEST_OPTIONS	64	/* bytes; some servers want them padded */
+
+/* What an interface gets. Addresses in network order; 0: none. */
+struct lease {
+	uint32_t address, mask, router, server;
+	uint32_t dns[MAX_SERVERS];
+	unsigned int ndns, mtu;
+	enum message type;
+};
+
+static struct lease lease;
+
+/* --- the interface --- */
+
+static bool first_interface(char name[IFNAMSIZ])
+{
+	long long deadline = now_ms() + PATIENCE;
+	struct dirent *entry;
+	bool found = false;
+	DIR *dir;
+
+	for (;;) {
+		dir = opendir("/sys/class/net");
+		while (dir && !found && (entry = readdir(dir))) {
+			found = entry->d_name[0] != '.' && strcmp(entry->d_name, "lo");
+			if (found)
+				snprintf(name, IFNAMSIZ, "%.*s", IFNAMSIZ - 1, entry->d_name);
+		}
+		if (dir)
+			closedir(dir);
+		if (found || now_ms() >= deadline)
+			return found;
+		nap(NAP);
+	}
+}
+
+static int interface_ioctl(int fd, unsigned long request, const char *name, struct ifreq *ifr)
+{
+	snprintf(ifr->ifr_name, IFNAMSIZ, "%s", name);
+	return ioctl(fd, request, ifr);
+}
+
+static int bring_up(int fd, const char *name)
+{
+	struct ifreq ifr = { 0 };
+
+	if (interface_ioctl(fd, SIOCGIFFLAGS, name, &ifr))
+		return -1;
+	ifr.ifr_flags |= IFF_UP;
+	return interface_ioctl(fd, SIOCSIFFLAGS, name, &ifr);
+}
+
+static void set_sockaddr(struct sockaddr *to, uint32_t address)
+{
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = address };
+
+	memcpy(to, &in, sizeof(in));
+}
+
+/* Give the interface what `lease` says. NULL, or what could not be done. */
+static const char *configure(int fd, const char *name)
+{
+	struct ifreq ifr = { 0 };
+	struct rtentry route = { .rt_flags = RTF_UP | RTF_GATEWAY };
+
+	ifr.ifr_mtu = lease.mtu;
+	if (lease.mtu && interface_ioctl(fd, SIOCSIFMTU, name, &ifr))
+		complain("%s: an MTU of %u: %s", name, lease.mtu, strerror(errno));
+	set_sockaddr(&ifr.ifr_addr, lease.address);
+	if (interface_ioctl(fd, SIOCSIFADDR, name, &ifr))
+		return "its address";
+	set_sockaddr(&ifr.ifr_netmask, lease.mask);
+	if (lease.mask && interface_ioctl(fd, SIOCSIFNETMASK, name, &ifr))
+		return "its netmask";
+	if (!lease.router)
+		return NULL;
+	set_sockaddr(&route.rt_gateway, lease.router);
+	set_sockaddr(&route.rt_dst, 0);
+	set_sockaddr(&route.rt_genmask, 0);
+	return ioctl(fd, SIOCADDRT, &route) && errno != EEXIST ? "its route" : NULL;
+}
+
+/* --- DHCP --- */
+
+static uint16_t checksum(const void *data, size_t len)
+{
+	const uint8_t *byte = data;
+	uint32_t sum = 0;
+	size_t i;
+
+	for (i = 0; i + 1 < len; i += 2)
+		sum += byte[i] << 8 | byte[i + 1];
+	while (sum >> 16)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return htons(~sum);
+}
+
+static uint8_t *put_option(uint8_t *at, enum option code, const void *value, uint8_t len)
+{
+	*at++ = code;
+	*at++ = len;
+	memcpy(at, value, len);
+	return at + len;
+}
+
+static int ask(int fd, int ifindex, const uint8_t mac[ETH_ALEN], uint32_t xid, enum message type)
+{
+	static const uint8_t wanted[] = { OPT_MASK, OPT_ROUTER, OPT_DNS, OPT_MTU };
+	struct sockaddr_ll to = {
+		.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IP), .sll_ifindex = ifindex,
+		.sll_halen = ETH_ALEN, .sll_addr = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff },
+	};
+	size_t len = FIXED + REQUEST_OPTIONS;
+	struct packet p = { 0 };
+	uint8_t *at = p.options, kind = type;
+
+	p.ip.version = 4;
+	p.ip.ihl = sizeof(p.ip) / 4;
+	p.ip.tot_len = htons(len);
+	p.ip.ttl = 64;
+	p.ip.protocol = IPPROTO_UDP;
+	p.ip.daddr = INADDR_BROADCAST;
+	p.ip.check = checksum(&p.ip, sizeof(p.ip));
+	p.udp.source = htons(CLIENT_PORT);
+	p.udp.dest = htons(SERVER_PORT);
+	p.udp.len = htons(len - sizeof(p.ip));	/* without a checksum, which IPv4 allows */
+	p.op = 1;
+	p.htype = 1;
+	p.hlen = ETH_ALEN;
+	p.xid = xid;
+	p.flags = htons(BROADCAST);
+	memcpy(p.chaddr, mac, ETH_ALEN);
+	p.cookie = htonl(COOKIE);
+	at = put_option(at, OPT_TYPE, &kind, 1);
+	if (type == REQUEST) {
+		at = put_option(at, OPT_ADDRESS, &lease.address, 4);
+		if (lease.server)
+			at = put_option(at, OPT_SERVER, &lease.server, 4);
+	}
+	at = put_option(at, OPT_WANTED, wanted, sizeof(wanted));
+	*at = OPT_END;
+	return sendto(fd, &p, len, 0, (struct sockaddr *)&to, sizeof(to)) < 0 ? -1 : 0;
+}
+
+static void take_option(struct lease *l, uint8_t code, const uint8_t *value, uint8_t len)
+{
+	if (code == OPT_TYPE && len == 1)
+		l->type = value[0];
+	else if (code == OPT_MASK && len == 4)
+		memcpy(&l->mask, value, 4);
+	else if (code == OPT_ROUTER && len >= 4)
+		memcpy(&l->router, value, 4);
+	else if (code == OPT_SERVER && len == 4)
+		memcpy(&l->server, value, 4);
+	else if (code == OPT_MTU && len == 2)
+		l->mtu = value[0] << 8 | value[1];
+	else if (code == OPT_DNS)
+		for (; len >= 4 && l->ndns < MAX_SERVERS; len -= 4, value += 4)
+			memcpy(&l->dns[l->ndns++], value, 4);
+}
+
+/* Is it an answer to `xid` of the wanted type? Then `lease` is what it says. */
+static bool understand(const struct packet *p, size_t len, uint32_t xid, enum message type)
+{
+	struct lease l = { 0 };
+	size_t at = 0, end;
+
+	if (len < FIXED || p->ip.version != 4 || p->ip.ihl != sizeof(p->ip) / 4 ||
+	    p->ip.protocol != IPPROTO_UDP || p->udp.dest != htons(CLIENT_PORT) ||
+	    p->op != BOOTREPLY || p->xid != xid || p->cookie != htonl(COOKIE))
+		return false;
+	l.address = p->yiaddr;
+	end = len - FIXED;
+	while (at < end && p->options[at] != OPT_END) {
+		if (p->options[at] == OPT_PAD) {
+			at++;
+			continue;
+		}
+		if (at + 2 > end || at + 2 + p->options[at + 1] > end)
+			return false;
+		take_option(&l, p->options[at], &p->options[at + 2], p->options[at + 1]);
+		at += 2 + p->options[at + 1];
+	}
+	if (l.type != type || !l.address)
+		return false;
+	lease = l;
+	return true;
+}
+
+static bool answered(int fd, uint32_t xid, enum message type)
+{
+	long long deadline = now_ms() + ANSWER, left;
+	struct packet p;
+	ssize_t len;
+
+	while ((left = deadline - now_ms()) > 0) {
+		if (!wait_fd(fd, POLLIN, left))
+			continue;
+		len = recv(fd, &p, sizeof(p), 0);
+		if (len > 0 && understand(&p, len, xid, type))
+			return true;
+	}
+	return false;
+}
+
+static const char *dhcp(int fd, const char *name)
+{
+	struct sockaddr_ll where = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IP) };
+	struct ifreq ifr = { 0 };
+	uint8_t mac[ETH_ALEN];
+	int raw, try, ifindex;
+	bool done = false;
+	uint32_t xid;
+
+	if (interface_ioctl(fd, SIOCGIFHWADDR, name, &ifr))
+		return "its address";
+	memcpy(mac, ifr.ifr_hwaddr.sa_data, ETH_ALEN);
+	if (interface_ioctl(fd, SIOCGIFINDEX, name, &ifr))
+		return "its index";
+	where.sll_ifindex = ifindex = ifr.ifr_ifindex;
+	raw = socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, htons(ETH_P_IP));
+	if (raw < 0)
+		return "DHCP";
+	if (!bind(raw, (struct sockaddr *)&where, sizeof(where))) {
+		for (try = 0; try < TRIES && !done; try++) {
+			xid = now_ms() * 2654435761u ^ getpid() << 16 ^ try;
+			done = !ask(raw, ifindex, mac, xid, DISCOVER) && answered(raw, xid, OFFER) &&
+			       !ask(raw, ifindex, mac, xid, REQUEST) && answered(raw, xid, ACK);
+		}
+		if (!done)
+			errno = ETIMEDOUT;
+	}
+	close(raw);
+	return done ? NULL : "DHCP";
+}
+
+/* ADDRESS[/BITS][,ROUTER] */
+static const char *given(const char *text)
+{
+	char copy[64], *bits, *router;
+	int n = 24;
+
+	snprintf(copy, sizeof(copy), "%s", text);
+	router = strchr(copy, ',');
+	if (router)
+		*router++ = '\0';
+	bits = strchr(copy, '/');
+	if (bits) {
+		*bits++ = '\0';
+		n = atoi(bits);
+	}
+	errno = EINVAL;
+	if (inet_pton(AF_INET, copy, &lease.address) != 1 || n < 1 || n > 32 ||
+	    (router && inet_pton(AF_INET, router, &lease.router) != 1))
+		return "its address";
+	lease.mask = htonl(~0u << (32 - n));
+	return NULL;
+}
+
+void net_resolver(void)
+{
+	char line[INET_ADDRSTRLEN + 16], address[INET_ADDRSTRLEN];
+	unsigned int i;
+	int fd, len;
+
+	if (!lease.ndns)
+		return;
+	mkdir("/etc", 0755);
+	unlink("/etc/resolv.conf");	/* it may be a link to what a daemon writes that is not here */
+	fd = open("/etc/resolv.conf", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	for (i = 0; i < lease.ndns && fd >= 0; i++) {
+		inet_ntop(AF_INET, &lease.dns[i], address, sizeof(address));
+		len = snprintf(line, sizeof(line), "nameserver %s\n", address);
+		if (write(fd, line, len) != len)
+			complain("/etc/resolv.conf: %s", strerror(errno));
+	}
+	if (fd >= 0)
+		close(fd);
+	else
+		complain("/etc/resolv.conf: %s", strerror(errno));
+}
+
+void net_start(void)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	char how[64], name[IFNAMSIZ];
+	const char *why;
+
+	if (fd < 0)
+		return;		/* a kernel without */
+	bring_up(fd, "lo");
+	if (cmdline_value("unikvm.net", how, sizeof(how))) {
+		if (!first_interface(name)) {
+			complain("no network interface");
+		} else {
+			why = bring_up(fd, name) ? "it" :
+			      !strcmp(how, "dhcp") ? dhcp(fd, name) : given(how);
+			if (!why)
+				why = configure(fd, name);
+			if (why)
+				complain("the network: %s of %s: %s", why, name, strerror(errno));
+			else
+				net_resolver();
+		}
+	}
+	close(fd);
+}
