@@ -7,7 +7,7 @@ import os
 import sys
 
 from unikvm.errors import CannotRun
-from unikvm.machine.config import Config, Disk
+from unikvm.machine.config import Config, Disk, Net
 from unikvm.record import Record
 from unikvm.units import parse_size
 
@@ -64,6 +64,8 @@ def load(text: str) -> Plan:
 
     fields = json.loads(text)
     config = fields.pop("config")
+    if config["net"] is not None:
+        config["net"] = Net(**config["net"] | {"forwards": tuple(config["net"]["forwards"])})
     disks = tuple(Disk(**disk) for disk in config.pop("disks"))
     fields["exports"] = tuple(Export(**export) for export in fields["exports"])
     fields["binds"] = tuple((what, where) for what, where in fields["binds"])
@@ -110,6 +112,10 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         host_kernel=args.host_kernel,
         shares=tuple(os.path.abspath(share) for share in args.share),
     )
+    if args.net != "none" or args.forward:
+        from unikvm.cli.network import add as add_net
+
+        plan = add_net(plan, args)
     if args.root or args.rwdir or args.user or args.env or args.cwd:
         from unikvm.cli.directories import add
 
@@ -160,19 +166,27 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
         kernel, initrd = spec, plan.config.initrd
     else:
         from unikvm.images.artifacts import init_binary
-        from unikvm.images.guest import MODULES, guest_initramfs
+        from unikvm.images.guest import MODULES, OPTIONAL_MODULES, guest_initramfs
         from unikvm.images.kernel import find_kernel
 
         tell = _progress(plan)
         found = find_kernel(spec, progress=tell)
         kernel = found.image
         modules: tuple[str, ...] = MODULES
+        optional: tuple[str, ...] = OPTIONAL_MODULES
         if plan.exports:
             from unikvm.cli.directories import GUEST_MODULES, with_modules
 
             plan = with_modules(plan, found.release, found.modules)
             modules += GUEST_MODULES
-        initrd = guest_initramfs(found, init=init_binary(), base=plan.config.initrd, modules=modules, progress=tell)
+        if plan.config.net is not None:
+            from unikvm.cli import network
+
+            modules += network.GUEST_MODULES
+            optional += network.OPTIONAL_MODULES
+        initrd = guest_initramfs(
+            found, init=init_binary(), base=plan.config.initrd, modules=modules, optional=optional, progress=tell
+        )
     if not is_elf(kernel):
         from unikvm.images.vmlinux import vmlinux
 
@@ -198,6 +212,8 @@ def command_line(plan: Plan, own_init: bool) -> str:
     words.append("panic=-1")
     if own_init:
         words.append(f"unikvm.hostname={plan.config.name}")
+    if own_init and plan.config.net is not None:
+        words.append("unikvm.net=dhcp")
     if plan.command:
         words += ["oops=panic", "unikvm.ctl"]
     if plan.config.cmdline:

@@ -6,6 +6,7 @@ examples:
   unikvm run                                  Debian's kernel and a shell
   unikvm run -k arch/x86/boot/bzImage -- CMD  your kernel, one command, its exit status
   unikvm run -d disk.img,ro -m 1G -c 2        a disk, more memory, two CPUs
+  unikvm run --net user --forward 8080:80      a network, and port 80 of the guest at localhost:8080
   unikvm run --root / --rwdir . -- make test  this machine's files in the guest; only . is written to
 
 keys: Ctrl-A x leaves, Ctrl-A h helps.
@@ -44,6 +45,8 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("--share", "DIR", None, "list", "directory that a host VM may write to; repeatable"),
     ("--root", "DIR", None, "dir", "DIR (default: /) as the guest's root; what it writes there is forgotten"),
     ("--rwdir", "DIR", None, "list", "directory that the guest writes to, DIR or GUEST=HOST; repeatable"),
+    ("--net", "KIND", "none", "str", "network interface: user (no privileges needed) or none (default: none)"),
+    ("--forward", "H:G", None, "list", "with --net user: port H of the host is the guest's G; H:G/udp; repeatable"),
     ("--cwd", "DIR", None, "str", "CMD's working directory in the guest (default with --root: this one)"),
     ("--user", "USER", None, "str", "run CMD as NAME of the guest's root, UID or UID:GID (default: root)"),
     ("--env", "NAME=VALUE", None, "list", "more for CMD's environment; NAME alone: as it is here; repeatable"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unikvm.boot.image import Entry
     from unikvm.devices.acpipm import AcpiPm
     from unikvm.devices.serial import Serial
-    from unikvm.machine.config import Config, Disk
+    from unikvm.machine.config import Config, Disk, Net
     from unikvm.machine.events import Event
     from unikvm.sys.companion import Companion
     from unikvm.virtio.device import VirtioDevice
@@ -103,6 +103,9 @@ def _build(
     every: list[VirtioDevice] = []
     for disk in config.disks:
         every.append(_disk(disk, say))
+        closables.append(every[-1].discard)
+    if config.net is not None:
+        every.append(_net(config.net, say))
         closables.append(every[-1].discard)
     every += devices
     kvm = Kvm()
@@ -189,6 +192,13 @@ def _disk(disk: Disk, say: Say) -> VirtioDevice:
 
     backend = storage.serve(disk.path, kind=disk.kind, readonly=disk.readonly, writethrough=disk.writethrough)
     return VhostBlk(backend, readonly=disk.readonly, say=say)
+
+
+def _net(net: Net, say: Say) -> VirtioDevice:
+    from unikvm.vhost import passt
+    from unikvm.virtio.net import Net as StreamNet
+
+    return StreamNet(passt.serve(net.forwards), mtu=passt.MTU, say=say)
 
 
 def _create_vcpus(parts: Parts, entry: Entry) -> None:

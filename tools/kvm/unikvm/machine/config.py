@@ -44,6 +44,15 @@ class Disk(Record):
             raise CannotRun(f"disk {self.path}: writethrough is for other formats than raw", hint="leave it out")
 
 
+class Net(Record):
+    """A network interface. `kind`: user (passt, without privileges). `forwards`: ports of the host that lead to the
+    guest, `HOST:GUEST[/udp]` each.
+    """
+
+    kind: str
+    forwards: tuple[str, ...] = ()
+
+
 class Config(Record):
     """One machine. `memory` in bytes; `cmdline` is what the guest kernel gets, complete."""
 
@@ -53,6 +62,7 @@ class Config(Record):
     memory: int = 256 * MIB
     cpus: int = 1
     disks: tuple[Disk, ...] = ()
+    net: Net | None = None
     console: str = "virtio"
     transport: str = "pci"
     name: str = "unikvm"

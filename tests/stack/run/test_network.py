@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's network: an address, names, files both ways, and what a dead back end does."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unikvm.cli import network
+from unikvm.cli.directories import GUEST_MODULES
+from unikvm.errors import CANNOT_RUN
+from unikvm.hostvm.config import HostConfig
+from unikvm.hostvm.host import Exit, HostVm
+from unikvm.images.artifacts import LAUNCHER, init_binary
+from unikvm.images.guest import MODULES, OPTIONAL_MODULES, guest_initramfs
+from unikvm.images.kernel import Kernel, find_kernel
+from unikvm.images.vmlinux import vmlinux
+
+SECONDS = 120.0
+RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "80"]
+SIZE = 3_000_000  # of the file that is fetched
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Kernel:
+    """The guest's kernel, with what is made of it in the cache: the host VM cannot write there."""
+    found = find_kernel()
+    vmlinux(found.image)
+    optional = (*OPTIONAL_MODULES, *network.OPTIONAL_MODULES)
+    for more in ((), GUEST_MODULES):
+        modules = (*MODULES, *more, *network.GUEST_MODULES)
+        guest_initramfs(found, init=init_binary(), modules=modules, optional=optional)
+    return found
+
+
+@pytest.fixture(scope="module")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("share")
+
+
+@pytest.fixture(scope="module")
+def host(kernel: Kernel, share: Path) -> Iterator[HostVm]:
+    with HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),))) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_orphans(host: HostVm) -> Iterator[None]:
+    """However a run ended, its passt ended with it."""
+    yield
+    end = time.monotonic() + 10
+    while host.exec(["pgrep", "passt"], timeout=20).status == 0:
+        assert time.monotonic() < end, "a passt is left"
+
+
+def run(host: HostVm, *arguments: str) -> Exit:
+    return host.exec([*RUN, *arguments], timeout=SECONDS)
+
+
+def command(*arguments: str) -> str:
+    return shlex.join([*RUN, *arguments])
+
+
+def sh(host: HostVm, script: str) -> Exit:
+    return host.exec(["sh", "-c", script], timeout=SECONDS)
+
+
+def serving(script: str, directory: str = "/tmp/www") -> str:
+    """`script` beside an HTTP server of the host VM, with a file `big`."""
+    return (
+        f"mkdir -p {directory}; head -c {SIZE} /dev/urandom > {directory}/big; sha256sum < {directory}/big;"
+        f"python3 -m http.server -d {directory} 8000 2>/dev/null & server=$!;"
+        f"{script}; status=$?; kill $server; exit $status"
+    )
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_the_guest_gets_an_address_and_fetches_a_file(host: HostVm, transport: str) -> None:
+    script = "ifconfig eth0 | grep -o addr:10.0.2.15; wget -q -O - http://10.0.2.2:8000/big | sha256sum"
+    done = sh(host, serving(command("--net", "user", "--transport", transport, "--", "sh", "-c", script)))
+    lines = done.stdout.decode().splitlines()
+    assert done.status == 0, done.stderr
+    assert lines[1] == "addr:10.0.2.15"
+    assert lines[0] == lines[2], "the file is another one in the guest"
+
+
+def test_names_are_in_the_place_of_the_hosts_root(host: HostVm) -> None:
+    done = run(host, "--net", "user", "--root", "--", "sh", "-c", "cat /etc/resolv.conf; grep eth0 /proc/net/route")
+    assert done.status == 0, done.stderr
+    assert b"nameserver" in done.stdout or b"nameserver" not in Path("/etc/resolv.conf").read_bytes()
+    assert b"eth0" in done.stdout
+
+
+def test_a_forwarded_port(host: HostVm) -> None:
+    """A server in the guest, its client in the host VM; large data go that way too. What comes before the guest is up
+    gets no answer."""
+    serve = f"head -c {SIZE} /dev/urandom > /big; sha256sum < /big; httpd -p 80 -h /; sleep 70"
+    fetch = (
+        "import hashlib, time, urllib.request\n"
+        "end = time.monotonic() + 60; data = b''\n"
+        "while not data and time.monotonic() < end:\n"
+        "    time.sleep(0.5)\n"
+        "    try: data = urllib.request.urlopen('http://127.0.0.1:8080/big', timeout=5).read()\n"
+        "    except OSError: pass\n"
+        "print(hashlib.sha256(data).hexdigest())\n"
+    )
+    guest = command("--net", "user", "--forward", "8080:80", "--", "sh", "-c", serve)
+    done = sh(host, f"{guest} & python3 -c {shlex.quote(fetch)}; kill $!; wait $!")
+    sums = {line.split()[0] for line in done.stdout.decode().splitlines()}
+    assert len(sums) == 1, (done.stdout, done.stderr)
+
+
+def test_kill_9_of_passt_leaves_a_guest_without_a_link(host: HostVm) -> None:
+    script = (
+        "while grep -q 1 /sys/class/net/eth0/carrier; do ping -c 1 -W 1 10.0.2.9 >/dev/null; done; echo down; exit 7"
+    )
+    guest = command("--net", "user", "--", "sh", "-c", script)
+    done = sh(host, f"{guest} & while ! pgrep passt >/dev/null; do sleep 0.1; done; sleep 9; pkill -9 passt; wait $!")
+    assert (done.status, done.stdout) == (7, b"down\n"), done.stderr
+    assert b"the user network is lost: signal 9 ended it" in done.stderr
+
+
+def test_kill_9_of_the_front_end_leaves_no_passt(host: HostVm) -> None:
+    """`no_orphans` looks."""
+    guest = command("--net", "user", "--", "sleep", "60")
+    done = sh(host, f"{guest} & while ! pgrep passt; do sleep 0.1; done; sleep 1; kill -9 $!; wait $!")
+    assert done.status == 128 + 9
+
+
+def test_refusals_are_one_line(host: HostVm) -> None:
+    for options, text in (
+        (("--net", "carrier-pigeon"), "no such network"),
+        (("--net", "user", "--forward", "80"), "no two ports"),
+        (("--forward", "80:80"), "is for --net user"),
+    ):
+        done = run(host, *options, "--", "true")
+        assert done.status == CANNOT_RUN
+        assert text in done.stderr.decode()
+        assert done.stderr.count(b"\n") == 1
