@@ -18,11 +18,10 @@ import os
 import time
 
 from unikvm.errors import CannotRun, UnikvmError
-from unikvm.sys.eventfd import EventFd
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1
 from unikvm.vhost.channel import BackendError
 from unikvm.vhost.frontend import FrontEnd, Inflight, Ring
-from unikvm.virtio.device import VirtioDevice
+from unikvm.virtio.outside import Outside
 from unikvm.virtio.queue import Chain, Queue
 from unikvm.virtio.underway import under_way
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from unikvm.sys.eventloop import EventLoop
     from unikvm.vhost.backend import Backend
     from unikvm.virtio.device import Transport
-    from unikvm.virtio.state import VirtioState
 
     Say = Callable[[str], object]
 
@@ -47,7 +45,7 @@ def _nobody(_line: str) -> None:
     """Stands for a user who is not told."""
 
 
-class VhostUser(VirtioDevice):
+class VhostUser(Outside):
     """A device type derives from this, and names its queues, and the features that it knows (`known_features`).
 
     `say` is told in one line when the back end is lost, and when it is back.
@@ -61,7 +59,6 @@ class VhostUser(VirtioDevice):
         self.backend = backend
         self._say = say
         self._front: FrontEnd | None = None
-        self._calls: list[EventFd] = []
         self._inflight: Inflight | None = None
         self._restarts = 0
         self._lost_at = 0.0
@@ -77,18 +74,7 @@ class VhostUser(VirtioDevice):
     # Life
 
     def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
-        self.memory = memory
-        self.loop = loop
-        self._transport = transport
-        for index, size in enumerate(self.queue_sizes):
-            queue = Queue(index, size)
-            doorbell, call = EventFd(), EventFd()
-            queue.interrupt = transport.queue_interrupt(index)
-            queue.kick = doorbell.signal
-            self.queues.append(queue)
-            self.doorbells.append(doorbell)
-            self._calls.append(call)
-            loop.add(call.fd, self._call_callback(queue, call))
+        super().connect(memory, loop, transport)
         try:
             self._meet()
         except BackendError as error:
@@ -99,10 +85,6 @@ class VhostUser(VirtioDevice):
         with self.lock:
             self._part()
             self._forget_inflight()
-            for call in self._calls:
-                self.loop.remove(call.fd)
-                call.close()
-            self._calls.clear()
             super().close()
         self.discard()
 
@@ -150,16 +132,11 @@ class VhostUser(VirtioDevice):
         if self._inflight is not None:
             front.set_inflight(self._inflight)
 
-    def _start(self, queue: Queue) -> None:
-        queue.start(self.memory, self.driver_features)
-        self._hand_over(queue, queue.position)
-        queue.kick()  # what the driver made available before counts (§3.1.1), and what came while nobody was there
-
-    def _hand_over(self, queue: Queue, base: int) -> None:
+    def hand_over(self, queue: Queue, base: int) -> None:
         index = queue.index
         descriptors, available, used = map(self.memory.host_address, queue.areas)
         ring = Ring(index, queue.size, base, descriptors, available, used)
-        self._with_front(lambda front: front.start_ring(ring, kick=self.doorbells[index].fd, call=self._call_fd(index)))
+        self._with_front(lambda front: front.start_ring(ring, kick=self.doorbells[index].fd, call=self.call_fd(index)))
 
     def release(self, queue: Queue) -> None:
         """Take the ring back: nothing of the back end touches it when this returns."""
@@ -169,34 +146,9 @@ class VhostUser(VirtioDevice):
     def stopped(self) -> None:
         self._forget_inflight()
 
-    def save(self) -> VirtioState:
-        """As of every device: the rings are taken back for it, which ends what is under way."""
-        with self.lock:
-            served = [queue for queue in self.queues if queue.active]
-            for queue in served:
-                self.release(queue)
-            state = super().save()
-            for queue in served:
-                self._hand_over(queue, queue.position)
-                queue.kick()
-            return state
-
     def eventfd_changed(self, index: int) -> None:
         if self.queues[index].active:
-            self._with_front(lambda front: front.set_call(index, self._call_fd(index)))
-
-    def _call_fd(self, index: int) -> int:
-        fd = self._transport.queue_eventfd(index)
-        return fd if fd >= 0 else self._calls[index].fd
-
-    def _call_callback(self, queue: Queue, call: EventFd) -> Callable[[], None]:
-        def called() -> None:
-            call.drain()
-            with self.lock:
-                if queue.active:
-                    queue.interrupt()
-
-        return called
+            self._with_front(lambda front: front.set_call(index, self.call_fd(index)))
 
     def _forget_inflight(self) -> None:
         record, self._inflight = self._inflight, None
@@ -264,7 +216,7 @@ class VhostUser(VirtioDevice):
     def _revive(self) -> None:
         """Start the back end again and give it the rings; it goes on where its predecessor ended."""
         with self.lock:
-            if self._front is not None or not self._calls:
+            if self._front is not None or not self.doorbells:
                 return
             try:
                 self._meet()
@@ -283,5 +235,5 @@ class VhostUser(VirtioDevice):
             if queue.active:
                 if not recorded:
                     queue.offer_again(under_way(queue))
-                self._hand_over(queue, queue.used_index())
+                self.hand_over(queue, queue.used_index())
                 queue.kick()
