@@ -44,7 +44,8 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def host(kernel: Kernel, share: Path) -> Iterator[HostVm]:
-    with HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),))) as running:
+    config = HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),), modules=network.HOST_MODULES)
+    with HostVm(config) as running:
         yield running
 
 
@@ -129,6 +130,56 @@ def test_kill_9_of_the_front_end_leaves_no_passt(host: HostVm) -> None:
     guest = command("--net", "user", "--", "sleep", "60")
     done = sh(host, f"{guest} & while ! pgrep passt; do sleep 0.1; done; sleep 1; kill -9 $!; wait $!")
     assert done.status == 128 + 9
+
+
+TAP = "tap=net7,ip=192.168.7.2/24,gw=192.168.7.1"
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_a_tap_that_is_made_for_the_run(host: HostVm, transport: str) -> None:
+    """Ping, and a large file from the host VM to the guest, segments and checksums left to the last one."""
+    script = "ping -c 2 192.168.7.1 >/dev/null && wget -q -O - http://192.168.7.1:8000/big | sha256sum"
+    guest = command("--net", TAP, "--transport", transport, "--", "sh", "-c", script)
+    done = sh(host, serving(guest))
+    assert done.status == 0, done.stderr
+    assert len(set(done.stdout.split(b"\n"))) == 2, done.stdout
+    assert b"made the interface net7 with 192.168.7.1" in done.stderr
+    assert sh(host, "test -e /sys/class/net/net7").status == 1
+
+
+@pytest.mark.parametrize("queues", ["", "multi_queue"])
+def test_a_tap_that_exists(host: HostVm, queues: str) -> None:
+    """Its address is its owner's business. From the guest to the host VM this time."""
+    make = f"ip tuntap add net8 mode tap {queues} && ip address add 192.168.8.1/24 dev net8 && ip link set net8 up"
+    serve = f"head -c {SIZE} /dev/urandom > /big; sha256sum < /big; httpd -p 80 -h /; sleep 70"
+    guest = command("--net", "tap=net8,ip=192.168.8.2", "--", "sh", "-c", serve)
+    fetch = "while ! wget -q -T 5 -t 1 -O /tmp/big http://192.168.8.2/big; do sleep 0.5; done; sha256sum < /tmp/big"
+    done = sh(host, f"{make}; {guest} & {fetch}; kill $!; wait $!; ip tuntap del net8 mode tap {queues}")
+    assert done.status == 0, done.stderr
+    assert len(set(done.stdout.split(b"\n"))) == 2, (done.stdout, done.stderr)
+    assert b"made the interface" not in done.stderr
+
+
+def test_the_driver_is_loaded_again(host: HostVm) -> None:
+    """A reset and a second life, with the ring's position from before forgotten."""
+    again = "cd /sys/bus/virtio/drivers/virtio_net; d=$(echo virtio*); echo $d > unbind; echo $d > bind"
+    up = "ifconfig eth0 192.168.7.2 netmask 255.255.255.0 up; ping -c 3 192.168.7.1"
+    script = f"{again}; {up}; {again}; {up} >/dev/null"
+    done = run(host, "--net", TAP, "--", "sh", "-c", script)
+    assert done.status == 0, (done.stdout, done.stderr)
+
+
+def test_taps_that_cannot_be_had(host: HostVm) -> None:
+    def refused(what: str, text: str, undo: str = "true") -> None:
+        done = sh(host, f"{what}; {command('--net', 'tap=net9', '--', 'true')}; status=$?; {undo}; exit $status")
+        assert done.status == CANNOT_RUN
+        assert text in done.stderr.decode()
+        assert done.stderr.count(b"\n") == 1
+
+    refused("mv /dev/vhost-net /dev/gone", "modprobe vhost_net", "mv /dev/gone /dev/vhost-net")
+    refused("mv /dev/net/tun /dev/gone", "modprobe tun", "mv /dev/gone /dev/net/tun")
+    refused("ip link set lo down; ip link set lo name net9", "has to be a tap")
+    assert sh(host, "ip link set net9 down; ip link set net9 name lo; ip link set lo up").status == 0
 
 
 def test_refusals_are_one_line(host: HostVm) -> None:

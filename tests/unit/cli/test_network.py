@@ -33,10 +33,26 @@ def test_the_guests_init_is_told() -> None:
     assert "unikvm.net" not in command_line(PLAN, True)
 
 
+def test_tap() -> None:
+    plan = added("--net", "tap=tap7,ip=192.168.7.2/16,gw=192.168.7.1")
+    assert plan.config.net == Net("tap", name="tap7", address="192.168.7.2/16", router="192.168.7.1")
+    assert load(plan.dump()) == plan
+    assert "unikvm.net=192.168.7.2/16,192.168.7.1" in command_line(plan, True).split()
+    assert added("--net", "tap").config.net == Net("tap")
+    assert added("--net", "tap,ip=10.0.0.1").config.net == Net("tap", address="10.0.0.1/24")
+    assert "unikvm.net=dhcp" in command_line(added("--net", "tap=br7"), True).split()
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (("--net", "bridge"), "no such network"),
+        (("--net", "user,ip=1.2.3.4"), "no such network"),
+        (("--net", "tap,ip=1.2.3"), "no address"),
+        (("--net", "tap,ip=1.2.3.4/33"), "no address"),
+        (("--net", "tap,gw=1.2.3.4"), "a router without"),
+        (("--net", "tap,mac=0"), "not understood"),
+        (("--net", "tap", "--forward", "1:2"), "is for --net user"),
         (("--net", "user", "--forward", "x"), "no two ports"),
         (("--forward", "1:2"), "is for --net user"),
     ],

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 GUEST_MODULES = ("virtio_net",)  # beside those of every guest
+HOST_MODULES = ("tun", "vhost_net")  # of a host VM, for a tap
+TAP = "tap[=NAME][,ip=ADDRESS[/BITS][,gw=ADDRESS]]"
 OPTIONAL_MODULES = ("af_packet",)  # for DHCP; built in in most kernels
 
 
@@ -23,10 +25,49 @@ def add(plan: Plan, args: Any) -> Plan:
 
 def parse(text: str, forwards: tuple[str, ...]) -> Net:
     """The interface that --net and --forward describe."""
-    if forwards and text != "user":
+    kind, *options = text.split(",")
+    if kind == "tap" or kind.startswith("tap="):
+        net = _tap(text, kind.removeprefix("tap").removeprefix("="), options)
+    elif text == "user":
+        net = Net(text, forwards)
+    elif text == "none" and forwards:
+        net = Net(text)
+    else:
+        raise CannotRun(f"--net {text}: no such network", hint="user, tap[=NAME] or none")
+    if forwards and net.kind != "user":
         raise CannotRun("--forward is for --net user", hint="give both, or reach the guest by its own address")
     for forward in forwards:
         parse_forward(forward)
-    if text == "user":
-        return Net(text, forwards)
-    raise CannotRun(f"--net {text}: no such network", hint="user or none")
+    return net
+
+
+def _tap(text: str, name: str, options: list[str]) -> Net:
+    """tap[=NAME][,ip=ADDRESS[/BITS]][,gw=ADDRESS]"""
+    address = router = ""
+    for option in options:
+        key, _, value = option.partition("=")
+        if key == "ip":
+            host, slash, bits = value.partition("/")
+            bits = bits if slash else "24"
+            if not (_is_address(host) and bits.isdecimal() and 1 <= int(bits) <= 32):
+                raise CannotRun(f"--net {text}: {value!r} is no address", hint="ip=192.168.7.2/24")
+            address = f"{host}/{int(bits)}"
+        elif key == "gw" and _is_address(value):
+            router = value
+        else:
+            raise CannotRun(f"--net {text}: {option!r} is not understood", hint=TAP)
+    if router and not address:
+        raise CannotRun(f"--net {text}: a router without an address", hint=TAP)
+    return Net("tap", name=name, address=address, router=router)
+
+
+def _is_address(text: str) -> bool:
+    numbers = text.split(".")
+    return len(numbers) == 4 and all(number.isdecimal() and int(number) < 256 for number in numbers)
+
+
+def guest_words(net: Net) -> str:
+    """What the guest's init is told of its interface."""
+    if not net.address:
+        return "unikvm.net=dhcp"
+    return f"unikvm.net={net.address}{f',{net.router}' if net.router else ''}"

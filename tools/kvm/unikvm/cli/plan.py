@@ -213,7 +213,9 @@ def command_line(plan: Plan, own_init: bool) -> str:
     if own_init:
         words.append(f"unikvm.hostname={plan.config.name}")
     if own_init and plan.config.net is not None:
-        words.append("unikvm.net=dhcp")
+        from unikvm.cli.network import guest_words
+
+        words.append(guest_words(plan.config.net))
     if plan.command:
         words += ["oops=panic", "unikvm.ctl"]
     if plan.config.cmdline:

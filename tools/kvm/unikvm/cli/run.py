@@ -45,7 +45,7 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("--share", "DIR", None, "list", "directory that a host VM may write to; repeatable"),
     ("--root", "DIR", None, "dir", "DIR (default: /) as the guest's root; what it writes there is forgotten"),
     ("--rwdir", "DIR", None, "list", "directory that the guest writes to, DIR or GUEST=HOST; repeatable"),
-    ("--net", "KIND", "none", "str", "network interface: user (no privileges needed) or none (default: none)"),
+    ("--net", "KIND", "none", "str", "user (no privileges), tap[=NAME][,ip=A/BITS][,gw=A] or none (default: none)"),
     ("--forward", "H:G", None, "list", "with --net user: port H of the host is the guest's G; H:G/udp; repeatable"),
     ("--cwd", "DIR", None, "str", "CMD's working directory in the guest (default with --root: this one)"),
     ("--user", "USER", None, "str", "run CMD as NAME of the guest's root, UID or UID:GID (default: root)"),

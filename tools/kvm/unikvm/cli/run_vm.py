@@ -27,7 +27,12 @@ def run(plan: Plan) -> int:
     _warn_about_disks(plan)
     progress = Progress(plan)
     kernel = find_kernel(plan.host_kernel, progress=progress.say)
-    config = HostConfig(kernel=kernel, init=init_binary(), shares=plan.shares)
+    modules: tuple[str, ...] = ()
+    if plan.config.net is not None and plan.config.net.kind == "tap":
+        from unikvm.cli.network import HOST_MODULES
+
+        modules = HOST_MODULES
+    config = HostConfig(kernel=kernel, init=init_binary(), shares=plan.shares, modules=modules)
     plan = plan.replace(release=release())
     try:
         return with_host(config, lambda host: _run_in(host, plan, progress), progress=progress.phase, say=progress.say)

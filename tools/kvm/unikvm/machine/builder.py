@@ -195,10 +195,36 @@ def _disk(disk: Disk, say: Say) -> VirtioDevice:
 
 
 def _net(net: Net, say: Say) -> VirtioDevice:
+    if net.kind == "tap":
+        return _tap(net, say)
     from unikvm.vhost import passt
     from unikvm.virtio.net import Net as StreamNet
 
     return StreamNet(passt.serve(net.forwards), mtu=passt.MTU, say=say)
+
+
+def _tap(net: Net, say: Say) -> VirtioDevice:
+    from unikvm.sys.tap import Tap
+    from unikvm.sys.vhost import VhostNet as Kernel
+    from unikvm.virtio.vhostnet import VhostNet
+
+    vhost = Kernel()
+    try:
+        tap = Tap(net.name)
+    except BaseException:
+        vhost.close()
+        raise
+    # Others may be on this network: any address that is local and not of a group.
+    device = VhostNet(tap, vhost, mac=b"\x02" + os.urandom(5))
+    try:
+        if tap.made:
+            say(f"made the interface {tap.name}{f' with {net.router}' if net.router else ''}")
+            if net.router:
+                tap.configure(net.router, int(net.address.rpartition("/")[2]))
+    except BaseException:
+        device.discard()
+        raise
+    return device
 
 
 def _create_vcpus(parts: Parts, entry: Entry) -> None:

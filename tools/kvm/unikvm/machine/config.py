@@ -45,12 +45,16 @@ class Disk(Record):
 
 
 class Net(Record):
-    """A network interface. `kind`: user (passt, without privileges). `forwards`: ports of the host that lead to the
-    guest, `HOST:GUEST[/udp]` each.
+    """A network interface. `kind`: user (passt, without privileges) or tap. `forwards`: ports of the host that lead to
+    the guest, `HOST:GUEST[/udp]` each. `name`: of the tap. `address`: of the guest, ADDRESS/BITS; empty: by DHCP.
+    `router`: what it sends to the world through, and the address that a tap gets which is made for it.
     """
 
     kind: str
     forwards: tuple[str, ...] = ()
+    name: str = ""
+    address: str = ""
+    router: str = ""
 
 
 class Config(Record):
