@@ -169,6 +169,19 @@ def test_the_driver_is_loaded_again(host: HostVm) -> None:
     assert done.status == 0, (done.stdout, done.stderr)
 
 
+def test_two_guests_on_a_hub(host: HostVm) -> None:
+    """Without any privilege, and with a guest that was killed before still in the directory."""
+    serve = f"head -c {SIZE} /dev/urandom > /big; sha256sum < /big; httpd -p 80 -h /; sleep 70"
+    fetch = "while ! wget -q -O - http://10.1.0.1/big > /got; do sleep 1; done; sha256sum < /got"
+    killed = command("--net", "hub=lab", "--", "sleep", "60")
+    first = command("--net", "hub=lab,ip=10.1.0.1", "--", "sh", "-c", serve)
+    second = command("--net", "hub=lab,ip=10.1.0.2", "--", "sh", "-c", fetch)
+    kill = f"{killed} & while ! ls /tmp/unikvm-0/lab/*; do sleep 0.1; done >/dev/null 2>&1; kill -9 $!; wait $!"
+    done = sh(host, f"{kill}; {first} & {second}; status=$?; kill $!; wait $!; ls /tmp/unikvm-0/lab; exit $status")
+    assert done.status == 0, done.stderr
+    assert len(set(done.stdout.split(b"\n"))) == 2, (done.stdout, done.stderr)
+
+
 def test_taps_that_cannot_be_had(host: HostVm) -> None:
     def refused(what: str, text: str, undo: str = "true") -> None:
         done = sh(host, f"{what}; {command('--net', 'tap=net9', '--', 'true')}; status=$?; {undo}; exit $status")

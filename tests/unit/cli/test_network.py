@@ -43,12 +43,21 @@ def test_tap() -> None:
     assert "unikvm.net=dhcp" in command_line(added("--net", "tap=br7"), True).split()
 
 
+def test_hub() -> None:
+    plan = added("--net", "hub=lab-1,ip=10.1.0.1/16")
+    assert plan.config.net == Net("hub", name="lab-1", address="10.1.0.1/16")
+    assert "unikvm.net=10.1.0.1/16" in command_line(plan, True).split()
+    assert "unikvm.net" not in command_line(added("--net", "hub=lab"), True)
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (("--net", "bridge"), "no such network"),
         (("--net", "user,ip=1.2.3.4"), "no such network"),
         (("--net", "tap,ip=1.2.3"), "no address"),
+        (("--net", "hub"), "no name of a network"),
+        (("--net", "hub=../x"), "no name of a network"),
         (("--net", "tap,ip=1.2.3.4/33"), "no address"),
         (("--net", "tap,gw=1.2.3.4"), "a router without"),
         (("--net", "tap,mac=0"), "not understood"),

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unikvm.sys.unixsocket import Socket
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1
 from unikvm.uapi.virtio_net import VIRTIO_NET_F_MRG_RXBUF
 from unikvm.vhost import passt
-from unikvm.virtio.frames import MAX_FRAME
+from unikvm.virtio.frames import MAX_FRAME, FrameStream
 from unikvm.virtio.net import MAC, RECEIVE, TRANSMIT, Net
 from unit.virtio.driver import Bench, bench
 
@@ -31,15 +30,14 @@ class Peer:
     """A back end whose other end is the test's."""
 
     name = "the peer"
-    again = False
 
     def __init__(self) -> None:
         self.ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         self.ours.settimeout(5)
         self._theirs = theirs.detach()
 
-    def open(self) -> Socket:
-        return PythonSocket(fileno=self._theirs)
+    def plug(self) -> FrameStream:
+        return FrameStream(PythonSocket(fileno=self._theirs))
 
     def why(self) -> str:
         return ""
@@ -78,7 +76,7 @@ def news() -> list[str]:
 
 @pytest.fixture
 def net(peer: Peer, news: list[str]) -> Iterator[Bench]:
-    with bench(Net(peer, mtu=MTU, say=news.append)) as it:
+    with bench(Net(peer, peer.plug, mtu=MTU, say=news.append)) as it:
         it.start()
         yield it
 
@@ -136,10 +134,10 @@ def test_a_transmit_buffer_without_a_header(net: Bench) -> None:
 
 
 def test_a_full_socket_keeps_frames_and_their_order(peer: Peer) -> None:
-    with bench(Net(peer, mtu=MTU)) as it:
+    with bench(Net(peer, peer.plug, mtu=MTU)) as it:
         it.start()
         frames = [bytes([number]) * 9000 for number in range(60)]
-        it.device._stream._sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 40000)  # type: ignore[attr-defined]
+        it.device._line._sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 40000)  # type: ignore[attr-defined]
         transmit(it, *frames)
         assert it.device.held(it.device.queues[TRANSMIT]) > 0
         done = 0
@@ -157,9 +155,9 @@ def test_a_full_socket_keeps_frames_and_their_order(peer: Peer) -> None:
 
 
 def test_a_reset_forgets_what_waits(peer: Peer) -> None:
-    with bench(Net(peer, mtu=MTU)) as it:
+    with bench(Net(peer, peer.plug, mtu=MTU)) as it:
         it.start()
-        it.device._stream._sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 40000)  # type: ignore[attr-defined]
+        it.device._line._sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 40000)  # type: ignore[attr-defined]
         transmit(it, *(bytes(9000) for _ in range(60)))
         it.device.write_status(0)
         assert it.device.held(it.device.queues[TRANSMIT]) == 0
@@ -216,7 +214,7 @@ def test_receive_waits_for_buffers(net: Bench, peer: Peer) -> None:
 
 
 def test_without_merging_a_frame_that_is_too_large_is_dropped(peer: Peer) -> None:
-    with bench(Net(peer, mtu=MTU)) as it:
+    with bench(Net(peer, peer.plug, mtu=MTU)) as it:
         it.start(features=it.device.offered & ~(1 << VIRTIO_NET_F_MRG_RXBUF))
         buffers = offer(it, 3, 1526)
         peer.send(frame_of(1515), b"fourteen bytes")
@@ -254,9 +252,9 @@ def test_a_back_end_that_ends(net: Bench, peer: Peer, news: list[str]) -> None:
 
 
 def test_a_back_end_that_ends_with_frames_waiting(peer: Peer) -> None:
-    with bench(Net(peer, mtu=MTU)) as it:
+    with bench(Net(peer, peer.plug, mtu=MTU)) as it:
         it.start()
-        it.device._stream._sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 40000)  # type: ignore[attr-defined]
+        it.device._line._sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 40000)  # type: ignore[attr-defined]
         transmit(it, *(bytes(9000) for _ in range(60)))
         peer.ours.close()
         it.settle(5)
@@ -281,7 +279,7 @@ def test_snapshot(net: Bench, peer: Peer) -> None:
 def test_any_bytes_from_either_side(chunks: list[bytes], sizes: list[int]) -> None:
     """Random streams of the peer and random buffers of the driver end in loss or a reset at most."""
     peer = Peer()
-    with bench(Net(peer, mtu=MTU)) as it:
+    with bench(Net(peer, peer.plug, mtu=MTU)) as it:
         it.start(features=1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF)
         for size in sizes:
             it.rings[RECEIVE].add([], [it.buffer(size)])
@@ -299,7 +297,7 @@ def test_passt_answers() -> None:
     """The real one, at its gateway's address; then it is killed."""
     news: list[str] = []
     backend = passt.serve(["28080:80", "28081:81/udp"])
-    with bench(Net(backend, mtu=passt.MTU, say=news.append)) as it:
+    with bench(Net(backend, lambda: FrameStream(backend.open()), mtu=passt.MTU, say=news.append)) as it:
         it.start()
         request = bytes.fromhex("0001080006040001") + MAC + bytes([10, 0, 2, 15, *bytes(6), 10, 0, 2, 2])
         transmit(it, b"\xff" * 6 + MAC + b"\x08\x06" + request)

@@ -84,6 +84,8 @@ def check_tools() -> list[Check]:
         checks.append(("virtiofsd", "missing", "no --root and --rwdir; a host VM takes 9p, which is slower"))
     storage = shutil.which("qemu-storage-daemon")
     checks.append(("storage daemon", "ok", storage) if storage else ("storage daemon", "missing", "raw disks only"))
+    passt = shutil.which("passt")
+    checks.append(("passt", "ok", passt) if passt else ("passt", "missing", "no --net user"))
     return checks
 
 

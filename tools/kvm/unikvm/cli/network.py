@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 GUEST_MODULES = ("virtio_net",)  # beside those of every guest
 HOST_MODULES = ("tun", "vhost_net")  # of a host VM, for a tap
-TAP = "tap[=NAME][,ip=ADDRESS[/BITS][,gw=ADDRESS]]"
+FORM = "tap[=NAME] or hub=NAME, then ,ip=ADDRESS[/BITS],gw=ADDRESS"
 OPTIONAL_MODULES = ("af_packet",)  # for DHCP; built in in most kernels
 
 
@@ -26,14 +26,15 @@ def add(plan: Plan, args: Any) -> Plan:
 def parse(text: str, forwards: tuple[str, ...]) -> Net:
     """The interface that --net and --forward describe."""
     kind, *options = text.split(",")
-    if kind == "tap" or kind.startswith("tap="):
-        net = _tap(text, kind.removeprefix("tap").removeprefix("="), options)
+    kind, _, name = kind.partition("=")
+    if kind in ("tap", "hub"):
+        net = _shared(text, kind, name, options)
     elif text == "user":
         net = Net(text, forwards)
     elif text == "none" and forwards:
         net = Net(text)
     else:
-        raise CannotRun(f"--net {text}: no such network", hint="user, tap[=NAME] or none")
+        raise CannotRun(f"--net {text}: no such network", hint="user, tap[=NAME], hub=NAME or none")
     if forwards and net.kind != "user":
         raise CannotRun("--forward is for --net user", hint="give both, or reach the guest by its own address")
     for forward in forwards:
@@ -41,8 +42,12 @@ def parse(text: str, forwards: tuple[str, ...]) -> Net:
     return net
 
 
-def _tap(text: str, name: str, options: list[str]) -> Net:
-    """tap[=NAME][,ip=ADDRESS[/BITS]][,gw=ADDRESS]"""
+def _shared(text: str, kind: str, name: str, options: list[str]) -> Net:
+    """A network with others on it: `{tap[=NAME]|hub=NAME}[,ip=ADDRESS[/BITS][,gw=ADDRESS]]`."""
+    if kind == "hub":
+        from unikvm.virtio.hub import check_name
+
+        check_name(name)
     address = router = ""
     for option in options:
         key, _, value = option.partition("=")
@@ -55,10 +60,10 @@ def _tap(text: str, name: str, options: list[str]) -> Net:
         elif key == "gw" and _is_address(value):
             router = value
         else:
-            raise CannotRun(f"--net {text}: {option!r} is not understood", hint=TAP)
+            raise CannotRun(f"--net {text}: {option!r} is not understood", hint=FORM)
     if router and not address:
-        raise CannotRun(f"--net {text}: a router without an address", hint=TAP)
-    return Net("tap", name=name, address=address, router=router)
+        raise CannotRun(f"--net {text}: a router without an address", hint=FORM)
+    return Net(kind, name=name, address=address, router=router)
 
 
 def _is_address(text: str) -> bool:
@@ -66,8 +71,8 @@ def _is_address(text: str) -> bool:
     return len(numbers) == 4 and all(number.isdecimal() and int(number) < 256 for number in numbers)
 
 
-def guest_words(net: Net) -> str:
-    """What the guest's init is told of its interface."""
+def guest_words(net: Net) -> list[str]:
+    """What the guest's init is told of its interface, on the kernel's command line."""
     if not net.address:
-        return "unikvm.net=dhcp"
-    return f"unikvm.net={net.address}{f',{net.router}' if net.router else ''}"
+        return [] if net.kind == "hub" else ["unikvm.net=dhcp"]
+    return [f"unikvm.net={net.address}{f',{net.router}' if net.router else ''}"]

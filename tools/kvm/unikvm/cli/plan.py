@@ -215,7 +215,7 @@ def command_line(plan: Plan, own_init: bool) -> str:
     if own_init and plan.config.net is not None:
         from unikvm.cli.network import guest_words
 
-        words.append(guest_words(plan.config.net))
+        words += guest_words(plan.config.net)
     if plan.command:
         words += ["oops=panic", "unikvm.ctl"]
     if plan.config.cmdline:

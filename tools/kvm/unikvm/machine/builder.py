@@ -197,10 +197,23 @@ def _disk(disk: Disk, say: Say) -> VirtioDevice:
 def _net(net: Net, say: Say) -> VirtioDevice:
     if net.kind == "tap":
         return _tap(net, say)
-    from unikvm.vhost import passt
-    from unikvm.virtio.net import Net as StreamNet
+    from unikvm.virtio.net import Net as Interface
 
-    return StreamNet(passt.serve(net.forwards), mtu=passt.MTU, say=say)
+    if net.kind == "hub":
+        from unikvm.virtio import hub
+
+        place = hub.Hub(hub.directory_of(net.name))
+        return Interface(place, lambda: place, mtu=hub.MTU, mac=_local_mac(), say=say)
+    from unikvm.vhost import passt
+    from unikvm.virtio.frames import FrameStream
+
+    backend = passt.serve(net.forwards)
+    return Interface(backend, lambda: FrameStream(backend.open()), mtu=passt.MTU, say=say)
+
+
+def _local_mac() -> bytes:
+    """An address on a network with others: locally administered, and not of a group."""
+    return b"\x02" + os.urandom(5)
 
 
 def _tap(net: Net, say: Say) -> VirtioDevice:
@@ -214,8 +227,7 @@ def _tap(net: Net, say: Say) -> VirtioDevice:
     except BaseException:
         vhost.close()
         raise
-    # Others may be on this network: any address that is local and not of a group.
-    device = VhostNet(tap, vhost, mac=b"\x02" + os.urandom(5))
+    device = VhostNet(tap, vhost, mac=_local_mac())
     try:
         if tap.made:
             say(f"made the interface {tap.name}{f' with {net.router}' if net.router else ''}")

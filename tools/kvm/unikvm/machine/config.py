@@ -45,9 +45,9 @@ class Disk(Record):
 
 
 class Net(Record):
-    """A network interface. `kind`: user (passt, without privileges) or tap. `forwards`: ports of the host that lead to
-    the guest, `HOST:GUEST[/udp]` each. `name`: of the tap. `address`: of the guest, ADDRESS/BITS; empty: by DHCP.
-    `router`: what it sends to the world through, and the address that a tap gets which is made for it.
+    """A network interface. `kind`: user (passt, without privileges), tap or hub. `forwards`: ports of the host that
+    lead to the guest, `HOST:GUEST[/udp]` each. `name`: of the tap or the hub. `address`: of the guest, ADDRESS/BITS;
+    empty: by DHCP, on a hub none. `router`: what it sends to the world through, and the address of a tap that is made.
     """
 
     kind: str

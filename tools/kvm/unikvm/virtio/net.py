@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A network interface (virtio 1.2 §5.1) whose frames this process moves, to and from a back end's stream.
+"""A network interface (virtio 1.2 §5.1) whose frames this process moves, to and from a back end.
 
 Frames go out straight from guest memory, many with one system call, and come in through a buffer from which they are
 copied once. No checksums or segments are left to the other end: frames of up to MTU bytes take the place of that.
@@ -20,20 +20,47 @@ from unikvm.uapi.virtio_net import (
 )
 from unikvm.vhost.channel import BackendError
 from unikvm.virtio.device import VirtioDevice
-from unikvm.virtio.frames import HEADER, FrameStream
+from unikvm.virtio.frames import HEADER
 from unikvm.virtio.queue import Chain, Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
 
     from unikvm.memory import GuestMemory
     from unikvm.sys.eventloop import EventLoop
-    from unikvm.vhost.backend import Backend
     from unikvm.virtio.device import Transport
     from unikvm.virtio.frames import Frame
 
     Say = Callable[[str], object]
+
+    class Owner(Protocol):
+        """Who is at the other end of a line."""
+
+        name: str  # for people
+
+        def why(self) -> str: ...
+
+        def stop(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    class Line(Protocol):
+        """Where frames go and come from: FrameStream says how. BackendError where it is lost."""
+
+        fd: int
+
+        def send(self, frames: Sequence[Frame]) -> int: ...
+
+        def receive(self) -> bool: ...
+
+        def frame(self) -> memoryview | None: ...
+
+        def take(self, frame: memoryview) -> None: ...
+
+        def close(self) -> None: ...
+
 
 MAC = bytes.fromhex("525400123456")  # the only guest of its network
 VLAN = 4  # bytes of a tag, which an MTU does not count
@@ -53,35 +80,40 @@ def _nobody(_line: str) -> None:
 
 
 class Net(VirtioDevice):
-    """virtio-net on the stream of `backend`. Without its back end the link is down, and what is sent goes nowhere."""
+    """virtio-net on the line that `plug` gives, with `backend` at the other end. Without that the link is down, and
+    what is sent goes nowhere.
+    """
 
     name = "net"
     device_id = VIRTIO_ID_NET
     queue_sizes = (256, 256)
     features = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MTU | 1 << VIRTIO_NET_F_MRG_RXBUF
 
-    def __init__(self, backend: Backend, *, mtu: int, mac: bytes = MAC, say: Say = _nobody) -> None:
+    def __init__(
+        self, backend: Owner, plug: Callable[[], Line], *, mtu: int, mac: bytes = MAC, say: Say = _nobody
+    ) -> None:
         super().__init__()
         self.backend = backend
+        self._plug = plug
         self._mac = mac
         self._mtu = mtu
         self._say = say
         self.config = net_config(mac, mtu)
-        self._stream: FrameStream | None = None
+        self._line: Line | None = None
         self._filling: list[Chain] = []  # receive buffers that were taken and are not enough for the next frame
-        self._sending: list[tuple[Chain, Frame]] = []  # what the stream did not take yet
+        self._sending: list[tuple[Chain, Frame]] = []  # what the line did not take yet
         self._listening = (False, False)  # for input, for room
 
     def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
         super().connect(memory, loop, transport)
-        self._stream = FrameStream(self.backend.open())
+        self._line = self._plug()
 
     def close(self) -> None:
         with self.lock:
             super().close()
-            if self._stream is not None:
-                self._stream.close()
-                self._stream = None
+            if self._line is not None:
+                self._line.close()
+                self._line = None
         self.discard()
 
     def discard(self) -> None:
@@ -100,50 +132,50 @@ class Net(VirtioDevice):
         return len(self._filling if queue.index == RECEIVE else self._sending)
 
     def process(self, queue: Queue) -> None:
-        self._with_stream(self._deliver if queue.index == RECEIVE else self._transmit)
-        if self._stream is None and queue.index == TRANSMIT:
+        self._with_line(self._deliver if queue.index == RECEIVE else self._transmit)
+        if self._line is None and queue.index == TRANSMIT:
             for chain in queue.available():
                 queue.add_used(chain)
 
-    # The stream
+    # The line
 
-    def _with_stream(self, move: Callable[[FrameStream], None]) -> None:
-        stream = self._stream
-        if stream is not None:
+    def _with_line(self, move: Callable[[Line], None]) -> None:
+        line = self._line
+        if line is not None:
             try:
-                move(stream)
+                move(line)
             except BackendError as error:
                 self._lost(error.message)
 
     def _listen(self, readable: bool, writable: bool) -> None:
         wanted = (readable, writable)
-        if self._stream is None or wanted == self._listening:
+        if self._line is None or wanted == self._listening:
             return
         if any(self._listening):
-            self.loop.remove(self._stream.fd)
+            self.loop.remove(self._line.fd)
         if any(wanted):
-            self.loop.add(self._stream.fd, self._readable if readable else None, self._writable if writable else None)
+            self.loop.add(self._line.fd, self._readable if readable else None, self._writable if writable else None)
         self._listening = wanted
 
     def _readable(self) -> None:
-        def receive(stream: FrameStream) -> None:
+        def receive(line: Line) -> None:
             # Once: the other descriptors of the loop have their turn before more is read.
-            if stream.frame() is None:
-                stream.receive()
-            self._deliver(stream)
+            if line.frame() is None:
+                line.receive()
+            self._deliver(line)
 
         self._serve(RECEIVE, receive)
 
     def _writable(self) -> None:
         self._serve(TRANSMIT, self._transmit)
 
-    def _serve(self, index: int, move: Callable[[FrameStream], None]) -> None:
+    def _serve(self, index: int, move: Callable[[Line], None]) -> None:
         queue = self.queues[index]
 
         def run() -> None:
             if queue.active:
                 try:
-                    self._with_stream(move)
+                    self._with_line(move)
                 finally:
                     queue.flush()  # what was served before a fault is valid
 
@@ -152,9 +184,9 @@ class Net(VirtioDevice):
     def _lost(self, why: str) -> None:
         """The back end is no more: say so to the driver, as if the cable had been pulled."""
         self._listen(False, False)
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
         why = self.backend.why() or why
         self.backend.stop()
         self._say(f"{self.backend.name} is lost: {why}")
@@ -169,11 +201,11 @@ class Net(VirtioDevice):
 
     # Guest to host
 
-    def _transmit(self, stream: FrameStream) -> None:
+    def _transmit(self, line: Line) -> None:
         queue = self.queues[TRANSMIT]
         waiting = self._sending
         if waiting:
-            self._send(stream, queue)
+            self._send(line, queue)
             if waiting:
                 return  # `_writable` goes on, and what is in the ring waits
         for chain in queue.available():
@@ -182,7 +214,7 @@ class Net(VirtioDevice):
                 queue.add_used(chain)
             else:
                 waiting.append((chain, frame))
-        self._send(stream, queue)
+        self._send(line, queue)
 
     def _frame(self, chain: Chain) -> Frame | None:
         """What a transmit buffer has behind its header (§5.1.6.2); None for what is no frame of this link."""
@@ -194,9 +226,9 @@ class Net(VirtioDevice):
         chain.skip(_RECEIVED.size)
         return chain.readable, size
 
-    def _send(self, stream: FrameStream, queue: Queue) -> None:
+    def _send(self, line: Line, queue: Queue) -> None:
         waiting = self._sending
-        sent = stream.send([frame for _, frame in waiting])
+        sent = line.send([frame for _, frame in waiting])
         for chain, _ in waiting[:sent]:
             queue.add_used(chain)
         del waiting[:sent]
@@ -207,16 +239,16 @@ class Net(VirtioDevice):
 
     # Host to guest
 
-    def _deliver(self, stream: FrameStream) -> None:
+    def _deliver(self, line: Line) -> None:
         """Give the guest what was received, as far as it has buffers; without them nothing more is read."""
         queue = self.queues[RECEIVE]
-        frame = stream.frame()
+        frame = line.frame()
         while frame is not None:
             if not self._put(queue, frame):
                 self._listen(False, self._listening[1])
                 return
-            stream.take(frame)
-            frame = stream.frame()
+            line.take(frame)
+            frame = line.frame()
         self._listen(True, self._listening[1])
 
     def _put(self, queue: Queue, frame: memoryview) -> bool:
