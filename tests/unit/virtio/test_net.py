@@ -213,6 +213,20 @@ def test_receive_waits_for_buffers(net: Bench, peer: Peer) -> None:
     assert received(net, buffers) == frames
 
 
+def test_without_a_queue_nothing_is_listened_to(net: Bench, peer: Peer) -> None:
+    """What comes while the driver has taken the queue away waits, and does not keep the io thread busy."""
+    queue = net.device.queues[RECEIVE]
+    net.device.disable_queue(queue)
+    peer.send(b"fourteen bytes")
+    net.settle()
+    assert net.device._listening == (False, False)  # type: ignore[attr-defined]
+    net.rings[RECEIVE].set_up(queue)
+    queue.ready = False
+    net.device.enable_queue(queue)
+    buffers = offer(net, 1, 1500)
+    assert received(net, buffers) == [b"fourteen bytes"]
+
+
 def test_without_merging_a_frame_that_is_too_large_is_dropped(peer: Peer) -> None:
     with bench(Net(peer, peer.plug, mtu=MTU)) as it:
         it.start(features=it.device.offered & ~(1 << VIRTIO_NET_F_MRG_RXBUF))

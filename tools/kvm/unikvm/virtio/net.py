@@ -178,6 +178,9 @@ class Net(VirtioDevice):
                     self._with_line(move)
                 finally:
                     queue.flush()  # what was served before a fault is valid
+            else:  # the driver took it away alone: what is ready would be ready for ever; `process` listens again
+                readable, writable = self._listening
+                self._listen(readable and index != RECEIVE, writable and index != TRANSMIT)
 
         self.serve(run)
 
