@@ -32,6 +32,7 @@ class Settings:
     first_parent: bool = False
     skip: tuple[str, ...] = ()
     marks: tuple[tuple[str, str], ...] = ()  # good, bad or skip, and a commit: of a log that is replayed
+    guest_kernel: str = ""  # the package that the test's guests boot, where it is Debian's
     linux: str = ""  # a Linux tree: kernels are the two ends there, linux:SHA
     linux_config: str = ""
     timeout: float | None = 300.0

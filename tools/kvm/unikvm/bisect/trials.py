@@ -142,6 +142,7 @@ class Trials:
             timeout=settings.timeout,
             shares=settings.shares,
             kernel_half=settings.kernel_half,
+            guest_kernel=settings.guest_kernel,
             linux=settings.linux,
             linux_config=settings.linux_config,
         )

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 
 from unikvm.errors import CannotRun
 from unikvm.images import cache
+from unikvm.images.guest import busybox_binary
 from unikvm.images.kernel import Kernel
 
 Say = Callable[[str], object]
@@ -59,7 +60,11 @@ def kernel_half(
 
 
 def user_half(tree: str, content: str, say: Say) -> None:
-    """Make the worktree `tree` ready to run: the init of guests, and bytecode. Raises BuildFailed."""
+    """Make the worktree `tree` ready to run: the init of guests, and bytecode. Raises BuildFailed.
+
+    A host VM has no network, so the busybox of guests is fetched now.
+    """
+    busybox_binary(say)
     link = os.path.join(tree, "build/venv")
     os.makedirs(os.path.dirname(link), exist_ok=True)
     if not os.path.islink(link):

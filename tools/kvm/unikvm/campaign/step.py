@@ -32,6 +32,7 @@ from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.hostvm.watchdog import HostError
 from unikvm.images.artifacts import init_binary
+from unikvm.images.kernel import find_kernel
 from unikvm.observe.reasons import module_parameters
 
 KEPT_OUTPUT = 256 << 10  # bytes of a test's output, the end of it
@@ -57,6 +58,7 @@ class Job:
     shares: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     kernel_half: bool = True  # whether it is built and loaded
+    guest_kernel: str = ""  # a package that the test's guests boot
     linux: str = ""
     linux_config: str = ""
     patience: float = 1.0
@@ -127,6 +129,8 @@ def _attempt(job: Job, clock: _Clock) -> Result:
     repository = Repository(job.repository)
     with clock.phase("host kernel"):
         kernel = host_kernel(job.kernel, job.linux, job.linux_config, say)
+        if job.guest_kernel:
+            find_kernel(job.guest_kernel, progress=say)  # into the cache: a host VM has no network
 
     def headers() -> AbstractContextManager[str]:
         return headers_of(job.kernel, job.linux, job.linux_config, kernel, say)

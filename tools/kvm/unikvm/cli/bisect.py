@@ -126,12 +126,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
     kernels = kernels_of(args.host_kernels) if args.host_kernels else linux_ends(args)
     if len(kernels) < 2:
         kernels = (find_kernel(args.host_kernel or (kernels or (None,))[0], progress=say).release,)
+    command = pinned(args.command)
     return Settings(
         source=source,
         good=goods,
         bad=bad_commit,
         kernels=kernels,
-        command=pinned(args.command),
+        command=command,
+        guest_kernel=guest_kernel(command),
         cwd=os.getcwd(),
         first_parent=args.first_parent,
         skip=tuple(resolved(source, rev, "--skip") for rev in args.skip),
@@ -228,8 +230,20 @@ def pinned(command: list[str]) -> tuple[str, ...]:
     if parsed is None or parsed.image or parsed.kernel:
         return tuple(command)
     from unikvm.images.kernel import find_kernel
+    from unikvm.images.packages import is_cached
 
-    return (*command[:2], "--kernel", find_kernel(None, progress=say).image, *command[2:])
+    kernel = find_kernel(None, progress=say)
+    # By its name, where every worker of a cluster can fetch it; the machine's own kernel by its path.
+    name = kernel.release if is_cached(kernel.release) else kernel.image
+    return (*command[:2], "--kernel", name, *command[2:])
+
+
+def guest_kernel(command: tuple[str, ...]) -> str:
+    """The package of the guest's kernel in a command that `pinned` gave, or an empty string."""
+    from unikvm.images.packages import is_cached
+
+    named = command[3] if command[:3] == ("unikvm", "run", "--kernel") else ""
+    return named if named and is_cached(named) else ""
 
 
 class Progress:

@@ -147,3 +147,8 @@ def known_packages(prefix: str) -> list[str]:
     if shutil.which("apt-cache"):
         names.update(_run(["apt-cache", "pkgnames", prefix]).stdout.split())
     return sorted(name for name in names if name.startswith(prefix))
+
+
+def is_cached(release: str) -> bool:
+    """Whether the package of the kernel `release` is in the cache."""
+    return os.path.isdir(cache.entry("packages", f"{IMAGE}{release}"))
