@@ -189,18 +189,22 @@ def test_host_kernels(history: History, tmp_path: Path) -> None:
 @pytest.mark.timeout(SECONDS)
 def test_a_cluster_whose_workers_die(history: History, tmp_path: Path) -> None:
     """Two workers with folders of their own; one is killed in the middle of a step, another comes in its place."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, local_directory=str(tmp_path), dashboard_address=None
+    program = [sys.executable, str(CASES.with_name("cluster.py")), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.path.join(TREE, "tools/kvm")}
+    with subprocess.Popen(
+        program, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as cluster:
-        options = ["--scheduler", cluster.scheduler_address, "--json", str(tmp_path / "answer")]
+        assert cluster.stdout
+        assert cluster.stdin
+        address, *workers = cluster.stdout.readline().split()
+        options = ["--scheduler", address, "--json", str(tmp_path / "answer")]
         process = subprocess.Popen(command(history, "boot-register", *options), stderr=subprocess.PIPE, text=True)
         assert process.stderr
         for line in process.stderr:
             if "[3]" in line:
-                os.kill(cluster.workers[0].process.pid, signal.SIGKILL)
+                os.kill(int(workers[0]), signal.SIGKILL)
         assert process.wait() == 0
+        cluster.stdin.close()
     answer = answer_of(tmp_path / "answer")
     assert answer["findings"][0]["first_bad"] == history.regression("boot-register").first_bad
     assert answer["attribution"]["text"] == "user half"
