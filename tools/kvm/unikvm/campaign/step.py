@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 
 if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environment decides what runs
@@ -144,7 +144,7 @@ def _attempt(job: Job, clock: _Clock) -> Result:
     host = HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=job.shares, patience=job.patience), say=say)
     with clock.phase("boot"):
         host.start()
-    with host:
+    with closing(host):
         try:
             if module:
                 host.insmod(module, module_parameters(kernel))

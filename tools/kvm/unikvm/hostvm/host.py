@@ -120,6 +120,8 @@ class HostVm:
         A host that hangs or dies on the way is tried once more. HostError where it panics or fails again, CannotRun
         where something is missing.
         """
+        if self._qemu is not None:
+            raise UnikvmError("the host VM is running already")
         try:
             self._bring_up()
         except HostError as error:
