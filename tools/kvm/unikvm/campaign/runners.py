@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import IO
+from concurrent.futures import Future
+from dataclasses import replace
 
 from unikvm.campaign import step
+from unikvm.campaign.git import Repository
+from unikvm.campaign.processes import Pool, Started, fed
 from unikvm.campaign.step import Job
 from unikvm.campaign.verdict import SKIP, Result
+from unikvm.campaign.worktree import locked
 from unikvm.errors import CannotRun
 
 Say = Callable[[str], object]
@@ -30,34 +31,19 @@ def _nobody(_line: str) -> None:
     """Nobody is told."""
 
 
-def run_apart(job: Job, started: dict[int, subprocess.Popen[str]] | None = None, told: Say = _nobody) -> Result:
+def run_apart(job: Job, started: Started | None = None, told: Say = _nobody) -> Result:
     """Run a job in a process of its own. `told` gets its lines of progress.
 
-    `started`: the processes that run, by thread, for whoever must end them.
+    `started`: see processes.fed.
     """
-    python = [sys.executable, "-I", "-S", step.__file__]
     said: list[str] = []
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
-        subprocess.Popen(
-            python, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace"
-        ) as process,
-    ):
-        assert process.stdin
-        assert process.stderr
-        if started is not None:
-            started[threading.get_ident()] = process
-        try:
-            with process.stdin:
-                process.stdin.write(job.dump())
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
+        with fed(step.__file__, job.dump(), stdout=out, stderr=subprocess.PIPE, started=started) as process:
+            assert process.stderr
             for line in process.stderr:
                 said.append(line)
                 told(line.rstrip())
             process.wait()
-        finally:
-            process.kill()
-            if started is not None:
-                del started[threading.get_ident()]
         if process.returncode:
             why = said[-1].strip() if said else f"status {process.returncode}"
             return Result(SKIP, f"the step ended early: {why}", output="".join(said)[-LOG_TAIL:], accident=True)
@@ -71,58 +57,42 @@ class LocalRunner:
     def __init__(self, jobs: int, told: Say = _nobody) -> None:
         self.slots = jobs
         self._told = told
-        self._pool: Executor = ThreadPoolExecutor(jobs, "step")
-        self._started: dict[int, subprocess.Popen[str]] = {}
-        self._stopped = False
+        self._pool = Pool(jobs, "step")
 
     def submit(self, job: Job) -> Future[Result]:
         """Start a job, or queue it."""
         return self._pool.submit(self._run, job)
 
     def _run(self, job: Job) -> Result:
-        if self._stopped:
+        if self._pool.stopped:
             return Result(SKIP, "stopped", accident=True)
-        return run_apart(job, self._started, self._told)
+        return run_apart(job, self._pool.started, self._told)
 
     def close(self) -> None:
         """End what runs."""
-        self._stopped = True
-        for process in list(self._started.values()):
-            process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
 
 def run_on_worker(job: Job, bundle: bytes) -> Result:
     """Run a job on a worker: in the worker's own folder, with the repository's bundle unpacked there once."""
-    import fcntl
-
     from distributed import get_worker
-
-    from unikvm.campaign.git import Repository
 
     folder = os.path.join(get_worker().local_directory, "unikvm")
     os.makedirs(folder, exist_ok=True)
     repository, packed = os.path.join(folder, "repository.git"), os.path.join(folder, "bundle")
-    with open(os.path.join(folder, "lock"), "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder, "bundle"):
         if not os.path.exists(packed):
             with open(f"{packed}.new", "wb") as file:
                 file.write(bundle)
             Repository.unbundle(repository, f"{packed}.new")
             os.rename(f"{packed}.new", packed)
-    return run_apart(_moved(job, repository, os.path.join(folder, "trees")))
-
-
-def _moved(job: Job, repository: str, folder: str) -> Job:
-    from dataclasses import replace
-
-    return replace(job, repository=repository, folder=folder)
+    return run_apart(replace(job, repository=repository, folder=os.path.join(folder, "trees")))
 
 
 class ClusterRunner:
     """Steps on a cluster's workers. A worker that dies loses its step, which runs again on another."""
 
-    def __init__(self, address: str, bundle: IO[bytes], retries: int = 5) -> None:
+    def __init__(self, address: str, bundle: bytes, retries: int = 5) -> None:
         try:
             from distributed import Client
         except ImportError:
@@ -134,7 +104,7 @@ class ClusterRunner:
         except (OSError, TimeoutError) as error:
             raise CannotRun(f"no scheduler at {address}: {error}") from error
         self._executor = self._client.get_executor(pure=False, retries=retries)
-        self._bundle = bundle.read()  # goes with each step: workers that come later have it too
+        self._bundle = bundle  # goes with each step: workers that come later have it too
         self.slots = max(1, sum(self._client.nthreads().values()))
 
     def submit(self, job: Job) -> Future[Result]:

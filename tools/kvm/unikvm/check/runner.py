@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import queue
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+from unikvm.campaign.processes import Pool, fed
 from unikvm.check import step
 from unikvm.check.case import Case
 from unikvm.check.job import Job
@@ -39,18 +38,13 @@ class Runner(Protocol):
         """What happens, as it does, until all that was submitted is over. Jobs may be submitted meanwhile."""
 
 
-@dataclass
 class LocalRunner:
     """`jobs` at once on this machine."""
 
-    jobs: int
-    _queue: queue.Queue[News] = field(default_factory=queue.Queue)
-    _started: set[subprocess.Popen[str]] = field(default_factory=set)
-    _running: int = 0
-    _stopped: bool = False
-
-    def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(self.jobs, "check")
+    def __init__(self, jobs: int) -> None:
+        self._queue: queue.Queue[News] = queue.Queue()
+        self._running = 0
+        self._pool = Pool(jobs, "check")
 
     def submit(self, key: str, job: Job) -> None:
         """See Runner."""
@@ -67,7 +61,7 @@ class LocalRunner:
     def _run(self, key: str, job: Job) -> None:
         error = "stopped"
         try:
-            if not self._stopped:
+            if not self._pool.stopped:
                 error = self._communicate(key, job)
         except (OSError, ValueError, TypeError, KeyError) as failure:  # no process, or none of ours
             error = f"its process cannot be heard: {failure}"
@@ -75,34 +69,19 @@ class LocalRunner:
             self._queue.put(News(key, over=True, error=error))
 
     def _communicate(self, key: str, job: Job) -> str:
-        """Feed and hear the job's process; why it ended early, or an empty string."""
+        """Hear the job's process; why it ended early, or an empty string."""
         failed = ""
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-            subprocess.Popen(
-                [sys.executable, "-I", "-S", step.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                errors="replace",
-            ) as process,
-        ):
-            self._started.add(process)
-            try:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(job.dump())
-                process.stdin.close()
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+            with fed(
+                step.__file__, job.dump(), stdout=subprocess.PIPE, stderr=errors, started=self._pool.started
+            ) as process:
+                assert process.stdout
                 for line in process.stdout:
                     told = json.loads(line)
                     failed = told.get("failed", failed)
                     case = Case(**told["case"]) if "case" in told else None
                     self._queue.put(News(key, told.get("say", ""), case))
                 process.wait()
-            finally:
-                process.kill()  # where this came early
-                self._started.discard(process)
             if process.returncode and not failed:
                 errors.seek(0)
                 lines = errors.read().strip().splitlines() or [f"status {process.returncode}"]
@@ -111,7 +90,4 @@ class LocalRunner:
 
     def close(self) -> None:
         """End what runs."""
-        self._stopped = True
-        for process in list(self._started):
-            process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()

@@ -310,7 +310,7 @@ def _runner(args: argparse.Namespace, store: Store, repository: Repository, prog
     path = store.path("bundle")
     repository.bundle(path, [store.settings.bad, *store.settings.good])
     with open(path, "rb") as file:
-        runner = ClusterRunner(args.scheduler, file)
+        runner = ClusterRunner(args.scheduler, file.read())
     os.unlink(path)
     return runner
 
