@@ -114,10 +114,6 @@ class Bayes:
                 best, most = version, gain
         return best
 
-    def is_worth(self, _version: int) -> bool:
-        """Whether a run would still tell something: each does."""
-        return True
-
     def answer(self) -> list[tuple[int, float]]:
         """The versions with their probabilities, the likeliest first."""
         return sorted(enumerate(self.weights), key=lambda pair: -pair[1])

@@ -75,11 +75,6 @@ class Exact:
         """`version` cannot be tested."""
         self.skipped |= 1 << version
 
-    def is_worth(self, version: int) -> bool:
-        """Whether a run at `version` would still tell something."""
-        below = self.suspects & self.dag.upto[version]
-        return 0 < below.bit_count() < self.suspects.bit_count()
-
     def choose(self, pending: Collection[int] = ()) -> int | None:
         """The version whose result tells most beside those of `pending`; None when none tells anything."""
         cases = [self.suspects]

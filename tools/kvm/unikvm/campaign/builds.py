@@ -68,7 +68,7 @@ def user_half(tree: str, content: str, say: Say) -> None:
     link = os.path.join(tree, "build/venv")
     os.makedirs(os.path.dirname(link), exist_ok=True)
     if not os.path.islink(link):
-        os.symlink(os.path.realpath(sys.prefix if sys.prefix != sys.base_prefix else _venv()), link)
+        os.symlink(os.path.realpath(_venv()), link)
     target = cache.entry("halves", f"user-half-{content}", "init")
     with cache.locked(f"user-half-{content}", say):
         if not os.path.exists(target):
@@ -107,23 +107,28 @@ def _ninja(tree: str, name: str, options: list[str], target: str, half: str) -> 
     if not os.path.exists(os.path.join(folder, "build.ninja")):
         commands.insert(0, ["meson", "setup", *options, folder, tree])
     for command in commands:
-        done = subprocess.run(
-            command,
-            cwd=tree,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            if "No space left on device" in done.stdout:
-                raise cache.no_room()
-            log = re.sub(rf"\S*/{re.escape(os.path.basename(tree))}/", "", done.stdout)
-            raise BuildFailed(half, "\n".join(log.splitlines()[-LOG_TAIL:]))
+        run_build(command, tree, environment, half)
     return os.path.join(folder, target)
+
+
+def run_build(command: list[str], tree: str, environment: dict[str, str], what: str) -> None:
+    """Run one command of a build in `tree`. BuildFailed where it fails; CannotRun where the disk is full."""
+    done = subprocess.run(
+        command,
+        cwd=tree,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        if "No space left on device" in done.stdout:
+            raise cache.no_room()
+        log = re.sub(rf"\S*/{re.escape(os.path.basename(tree))}/", "", done.stdout)
+        raise BuildFailed(what, "\n".join(log.splitlines()[-LOG_TAIL:]))
 
 
 def environment_of(tree: str) -> dict[str, str]:

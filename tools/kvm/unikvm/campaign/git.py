@@ -115,10 +115,6 @@ class Repository:
         """The first parent."""
         return git(self.path, "rev-parse", "--verify", f"{commit}^1").strip()
 
-    def contains(self, commit: str, ancestor: str) -> bool:
-        """Whether `ancestor` is in `commit`."""
-        return ancestor in git(self.path, "merge-base", "--all", commit, ancestor).split()
-
     def content(self, commit: str) -> tuple[str, str]:
         """Names for what the kernel half and the user half of `commit` are: the same sources give the same names."""
         lines = git(self.path, "ls-tree", commit, "--", "./").splitlines()

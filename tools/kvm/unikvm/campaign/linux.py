@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from unikvm.campaign.builds import BuildFailed, environment_of
+from unikvm.campaign.builds import environment_of, run_build
 from unikvm.campaign.git import Repository, git
 from unikvm.errors import CannotRun
 from unikvm.images import cache
@@ -25,7 +24,6 @@ PREFIX = "linux:"
 MINIMAL = os.path.join(os.path.dirname(__file__), "linux.config")
 # The same commit gives the same bytes, so that ccache and the module's key hold.
 REPRODUCIBLE = {"KBUILD_BUILD_TIMESTAMP": "@0", "KBUILD_BUILD_USER": "unikvm", "KBUILD_BUILD_HOST": "unikvm"}
-LOG_TAIL = 60  # lines
 NEEDED = ("make", "gcc", "ld", "flex", "bison", "bc")  # Linux: Documentation/process/changes.rst
 
 
@@ -125,20 +123,8 @@ class LinuxTree:
         return ["make", "-s", "-C", source, f"O={objects}", f"LOCALVERSION=-g{commit[:12]}", *words]
 
     def _run(self, command: list[str], what: str) -> None:
-        done = subprocess.run(
-            command,
-            env={**environment_of(self._folder), **REPRODUCIBLE},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            if "No space left on device" in done.stdout:
-                raise cache.no_room()
-            raise BuildFailed(what, "\n".join(done.stdout.splitlines()[-LOG_TAIL:]))
+        source = os.path.join(self._folder, "source")
+        run_build(command, source, {**environment_of(self._folder), **REPRODUCIBLE}, what)
 
 
 def _read(path: str) -> str:
