@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from unikvm.campaign.verdict import FAIL, PASS, SKIP, of_status, signature_of
+from unikvm.campaign.verdict import FAIL, PASS, SKIP, of_status, printable, signature_of
 
 OOPS = """\
 [   12.345678] BUG: kernel NULL pointer dereference, address: 0000000000000010
@@ -59,3 +59,7 @@ def test_another_place_is_another_failure() -> None:
 )
 def test_other_failures(output: str, signature: str) -> None:
     assert signature_of("exit 3", output, "") == signature
+
+
+def test_what_xml_does_not_allow_is_left_out() -> None:
+    assert printable("\x1b[31mBUG\x00:\t\ud800ü\n") == "[31mBUG:\tü\n"

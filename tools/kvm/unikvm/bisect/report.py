@@ -12,7 +12,7 @@ from unikvm.bisect.store import Row, Store
 from unikvm.bisect.trials import Tally
 from unikvm.campaign.git import Repository
 from unikvm.campaign.linux import PREFIX
-from unikvm.campaign.verdict import FAIL, PASS
+from unikvm.campaign.verdict import FAIL, PASS, printable
 from unikvm.errors import CannotRun
 
 HALVES = ("kernel half", "user half")
@@ -147,9 +147,9 @@ def junit(answer: Answer, store: Store) -> bytes:
         if row.half != row.user:
             case.name += f", kernel half of {row.half[:12]}"
         if row.result.verdict == FAIL:
-            case.result = [Failure(row.result.reason, row.result.signature)]
+            case.result = [Failure(printable(row.result.reason), printable(row.result.signature))]
         elif row.result.verdict != PASS:
-            case.result = [Skipped(row.result.reason)]
+            case.result = [Skipped(printable(row.result.reason))]
         suite.add_testcase(case)
     xml = JUnitXml("unikvm bisect")
     xml.add_testsuite(suite)

@@ -24,6 +24,7 @@ if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environme
 
 from unikvm.campaign import builds, verdict
 from unikvm.campaign.git import Repository
+from unikvm.campaign.hosttest import Output, execute
 from unikvm.campaign.linux import headers_of, host_kernel
 from unikvm.campaign.verdict import FAIL, SKIP, Result
 from unikvm.campaign.worktree import environment, locked, worktree
@@ -157,32 +158,17 @@ def _attempt(job: Job, clock: _Clock) -> Result:
 
 
 def _test(job: Job, host: HostVm, tree: str) -> Result:
-    output = bytearray()
-
-    def take(data: bytes) -> None:
-        output.extend(data)
-        del output[: max(0, len(output) - 2 * KEPT_OUTPUT)]
-
+    output = Output(KEPT_OUTPUT)
+    env = environment(tree, job.commit, host.config.kernel.release) | dict(job.env)
     try:
-        end = host.exec(
-            ["/usr/bin/env", "--", *job.command],
-            cwd=job.cwd,
-            env=environment(tree, job.commit, host.config.kernel.release) | dict(job.env),
-            stdout=take,
-            stderr=take,
-            timeout=job.timeout,
-        )
+        end = execute(host, job.command, output, cwd=job.cwd, env=env, timeout=job.timeout)
     except HostError as error:
         if error.kind != "host-panic":
             raise
-        return Result(FAIL, "host-panic", error.outcome, output=_text(output), console=error.console)
-    text = _text(output)
+        return Result(FAIL, "host-panic", error.outcome, output=output.text, console=error.console)
+    text = output.text
     kind, reason = verdict.of_status(end.shell_status, end.timed_out, text)
     return Result(kind, reason, end.shell_status, output=text, console=host.console_tail(KEPT_CONSOLE))
-
-
-def _text(output: bytearray) -> str:
-    return bytes(output[-KEPT_OUTPUT:]).decode("utf-8", "replace")
 
 
 def main() -> None:

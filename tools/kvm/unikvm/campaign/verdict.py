@@ -86,6 +86,11 @@ def last_line(text: str) -> str:
     return lines[-1][:200] if lines else ""
 
 
+def printable(text: str) -> str:
+    """Without what XML 1.0 does not allow, as a guest's console may have it."""
+    return "".join(letter for letter in text if letter in "\t\n" or " " <= letter < "\ud800" or letter > "\udfff")
+
+
 def signature_of(reason: str, output: str, console: str) -> str:
     """A failure without what differs from run to run: how it ended, what the kernels or programs said, and where."""
     text = f"{console}\n{output}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from unikvm.campaign.verdict import FAIL, PASS, SKIP
+from unikvm.campaign.verdict import FAIL, PASS, SKIP, printable
 from unikvm.check.case import KNOWN, counts
 from unikvm.check.groups import Tests
 from unikvm.check.session import Session
@@ -57,7 +57,7 @@ def junit(session: Session) -> bytes:
             test = TestCase(case.name, f"check.{group.name}", case.seconds)
             if case.verdict == FAIL:
                 failure = Failure(case.says)
-                failure.text = _printable(case.output)
+                failure.text = printable(case.output)
                 test.result = [failure]
             elif case.verdict == SKIP:
                 test.result = [Skipped(case.says)]
@@ -68,11 +68,6 @@ def junit(session: Session) -> bytes:
             suite.add_testcase(test)
         xml.add_testsuite(suite)
     return bytes(xml.tostring())  # type: ignore[no-untyped-call]
-
-
-def _printable(text: str) -> str:
-    """Without what XML 1.0 does not allow, as a guest's console may have it."""
-    return "".join(letter for letter in text if letter in "\t\n" or " " <= letter < "\ud800" or letter > "\udfff")
 
 
 def last_line(session: Session, seconds: float) -> str:

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # as scripts/unikvm: nothing of the user's environme
 
 from unikvm.campaign import builds, verdict
 from unikvm.campaign.git import Repository
+from unikvm.campaign.hosttest import Output, execute
 from unikvm.campaign.linux import headers_of, host_kernel
 from unikvm.campaign.verdict import FAIL, PASS, SKIP
 from unikvm.campaign.worktree import environment, locked, worktree
@@ -171,7 +172,7 @@ class Step:
                     pass
                 process.wait()
             output.seek(max(0, output.seek(0, os.SEEK_END) - KEPT_OUTPUT))
-            text = _end_of(output.read())
+            text = output.read().decode("utf-8", "replace")
         if status is None:
             return FAIL, f"no end within {task.timeout:g} s", text
         if status < 0:
@@ -203,21 +204,10 @@ class Step:
             path, _, value = requirement.partition("=")
             if host.exec(["cat", path], timeout=task.timeout).stdout.decode().strip() != value:
                 raise Unmet(SKIP, f"{path} is not {value}")
-        output = bytearray()
-
-        def take(data: bytes) -> None:
-            output.extend(data)
-            del output[: max(0, len(output) - 2 * KEPT_OUTPUT)]
-
-        end = host.exec(
-            ["/usr/bin/env", "--", *task.within(self._tree)],
-            cwd=task.cwd,
-            env=self._environment,
-            stdout=take,
-            stderr=take,
-            timeout=task.timeout,
-        )
-        text = _end_of(output)
+        output = Output(KEPT_OUTPUT)
+        command = task.within(self._tree)
+        end = execute(host, command, output, cwd=task.cwd, env=self._environment, timeout=task.timeout)
+        text = output.text
         if end.timed_out:
             slow = host.accel.kind in EMULATED
             return *ends.timed_out(task.reads, task.timeout, text, emulated=slow), text
@@ -250,10 +240,6 @@ class Step:
             self.close()
             raise self._module from None
         return host
-
-
-def _end_of(output: bytes | bytearray) -> str:
-    return bytes(output[-KEPT_OUTPUT:]).decode("utf-8", "replace")
 
 
 def _tell(**what: object) -> None:
