@@ -59,5 +59,5 @@ def test_disks() -> None:
     ):
         with pytest.raises(CannotRun, match=why):
             parse_disk(text)
-    with pytest.raises(CannotRun, match="no option 'rw'"):
+    with pytest.raises(CannotRun, match="'rw' is not understood"):
         parse_disk("a.img,rw")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from unikvm.cli.plan import Plan
+from unikvm.cli.values import split
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Net
 from unikvm.vhost.passt import parse_forward
@@ -25,12 +26,12 @@ def add(plan: Plan, args: Any) -> Plan:
 
 def parse(text: str, forwards: tuple[str, ...]) -> Net:
     """The interface that --net and --forward describe."""
-    kind, *options = text.split(",")
-    kind, _, name = kind.partition("=")
+    first, given = split("--net", text, keys=("ip", "gw"))
+    kind, _, name = first.partition("=")
     if kind in ("tap", "hub"):
-        net = _shared(text, kind, name, options)
-    elif text == "user":
-        net = Net(text, forwards)
+        net = _shared(text, kind, name, given)
+    elif first == "user" and not given:
+        net = Net(first, forwards)
     elif text == "none" and forwards:
         net = Net(text)
     else:
@@ -42,28 +43,21 @@ def parse(text: str, forwards: tuple[str, ...]) -> Net:
     return net
 
 
-def _shared(text: str, kind: str, name: str, options: list[str]) -> Net:
+def _shared(text: str, kind: str, name: str, given: dict[str, str]) -> Net:
     """A network with others on it: `{tap[=NAME]|hub=NAME}[,ip=ADDRESS[/BITS][,gw=ADDRESS]]`."""
     if kind == "hub":
         from unikvm.virtio.hub import check_name
 
         check_name(name)
-    address = router = ""
-    for option in options:
-        key, _, value = option.partition("=")
-        if key == "ip":
-            host, slash, bits = value.partition("/")
-            bits = bits if slash else "24"
-            if not (_is_address(host) and bits.isdecimal() and 1 <= int(bits) <= 32):
-                raise CannotRun(f"--net {text}: {value!r} is no address", hint="ip=192.168.7.2/24")
-            address = f"{host}/{int(bits)}"
-        elif key == "gw" and _is_address(value):
-            router = value
-        else:
-            raise CannotRun(f"--net {text}: {option!r} is not understood", hint=FORM)
-    if router and not address:
+    host, slash, bits = given.get("ip", "").partition("/")
+    router = given.get("gw", "")
+    if router and not host:
         raise CannotRun(f"--net {text}: a router without an address", hint=FORM)
-    return Net(kind, name=name, address=address, router=router)
+    bits = bits if slash else "24"
+    for address in filter(None, (host, router)):
+        if not (_is_address(address) and bits.isdecimal() and 1 <= int(bits) <= 32):
+            raise CannotRun(f"--net {text}: {address!r} is no address", hint="ip=192.168.7.2/24")
+    return Net(kind, name=name, address=f"{host}/{int(bits)}" if host else "", router=router)
 
 
 def _is_address(text: str) -> bool:

@@ -150,25 +150,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def parse_disk(text: str) -> Disk:
     """A Disk of `FILE[,ro][,serial=S][,format=F][,writethrough]`; without a format the file's name says it."""
-    from unikvm.errors import CannotRun
+    from unikvm.cli.values import split
     from unikvm.machine.config import Disk, format_of
 
-    path, *options = text.split(",")
-    readonly, serial, kind, writethrough = False, "", "", False
-    for option in options:
-        if option in ("ro", "readonly"):
-            readonly = True
-        elif option.startswith("serial="):
-            serial = option.removeprefix("serial=")
-        elif option.startswith("format="):
-            kind = option.removeprefix("format=")
-        elif option == "writethrough":
-            writethrough = True
-        else:
-            raise CannotRun(
-                f"--disk {text}: no option {option!r}", hint="FILE[,ro][,serial=S][,format=F][,writethrough]"
-            )
-    return Disk(path, readonly, serial, kind or format_of(path), writethrough)
+    path, given = split("--disk", text, flags=("ro", "writethrough"), keys=("serial", "format"))
+    kind = given.get("format") or format_of(path)
+    return Disk(path, "ro" in given, given.get("serial", ""), kind, "writethrough" in given)
 
 
 def main(args: Options | Namespace) -> int:

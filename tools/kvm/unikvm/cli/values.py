@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Values of options in the form that users of QEMU and kvmtool know: `FIRST[,FLAG][,KEY=VALUE]...`."""
+
+from __future__ import annotations
+
+from unikvm.errors import CannotRun
+
+
+def split(
+    option: str, text: str, *, flags: tuple[str, ...] = (), keys: tuple[str, ...] = ()
+) -> tuple[str, dict[str, str]]:
+    """What stands first in the value `text` of `option`, and the rest by name; a flag that is given has the value "on".
+
+    CannotRun for a name that is neither in `flags` nor in `keys`, and for one that comes twice.
+    """
+    first, *words = text.split(",")
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in (keys if equals else flags) or name in found:
+            form = "".join([*(f"[,{flag}]" for flag in flags), *(f"[,{key}=…]" for key in keys)])
+            what = "twice" if name in found else "not understood"
+            raise CannotRun(f"{option} {text}: {word!r} is {what}", hint=f"{option} VALUE{form}")
+        found[name] = value if equals else "on"
+    return first, found
