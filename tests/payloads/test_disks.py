@@ -22,7 +22,7 @@ SECTORS = 8
 
 
 @pytest.mark.parametrize("transport", ["pci", "mmio"])
-@pytest.mark.parametrize("server", ["here", "there"])
+@pytest.mark.parametrize("server", ["here", "direct", "there"])
 def test_a_payload_writes_and_reads(
     payload: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, transport: str
 ) -> None:
@@ -33,6 +33,7 @@ def test_a_payload_writes_and_reads(
         pytest.skip(f"no {BINARY} here")
     image = tmp_path / "disk"
     image.write_bytes(TEXT.encode().ljust(512, b"\0") + bytes(512 * 63))
+    disk = Disk(str(image), direct=server == "direct", queues=2)
     said: list[str] = []
     with Machine(
         kernel=payload("disk.elf"),
@@ -40,8 +41,10 @@ def test_a_payload_writes_and_reads(
         console="serial",
         memory="16M",
         transport=transport,
-        disks=(Disk(str(image)),) if server == "here" else (),
-        devices=() if server == "here" else (VhostBlk(serve(str(image), kind="raw", readonly=False), say=said.append),),
+        disks=(disk,) if server != "there" else (),
+        devices=()
+        if server != "there"
+        else (VhostBlk(serve(str(image), kind="raw", readonly=False), say=said.append),),
     ) as machine:
         assert machine.run(timeout=SECONDS) == DebugExit(0)
         assert machine.console.decode() == TEXT

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from unikvm.cli.disks import parse_disk
 from unikvm.cli.main import COMMANDS, main, split_command, usage
 from unikvm.cli.parser import command_parser
-from unikvm.cli.run import parse_disk
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.machine.config import Disk
 
@@ -52,10 +52,13 @@ def test_disks() -> None:
     assert parse_disk("a.qcow2").kind == "qcow2"
     assert parse_disk("a.QCOW2,format=raw").kind == "raw"
     assert parse_disk("a.img,format=vhdx,writethrough").writethrough
+    assert parse_disk("a,direct,queues=4") == Disk(path="a", direct=True, queues=4)
     for text, why in (
         ("a,format=x", "no image format 'x'"),
         ("a.vdi,serial=1", "only a raw"),
-        ("a,writethrough", "other"),
+        ("a,serial=123456789012345678901", "no serial number"),
+        ("a,queues=0", "0 queues are not possible"),
+        ("a,queues=x", "no number of queues"),
     ):
         with pytest.raises(CannotRun, match=why):
             parse_disk(text)

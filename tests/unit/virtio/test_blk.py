@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from struct import pack
+from struct import pack, unpack
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +18,7 @@ from unikvm.sys import fallocate
 from unikvm.uapi.virtio import (
     VIRTIO_BLK_F_DISCARD,
     VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
@@ -41,6 +42,12 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(os.urandom(512 * SECTORS))
     return path
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the user is told."""
+    return []
 
 
 @pytest.fixture
@@ -194,9 +201,82 @@ def test_errors_of_the_host(disk: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
     assert request(disk, VIRTIO_BLK_T_IN, 0, room=512)[0] == VIRTIO_BLK_S_OK
 
 
-def test_image_that_shrinks(disk: Bench, image: Path) -> None:
-    os.truncate(image, 512)
-    assert request(disk, VIRTIO_BLK_T_IN, 0, room=1024)[0] == VIRTIO_BLK_S_IOERR
+def test_a_failed_flush_is_never_made_good(image: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reports an error of writing back once, and forgets what it could not write."""
+    fdatasync = os.fdatasync
+
+    def fails(_fd: int) -> None:
+        raise OSError(errno.EIO, "lost")
+
+    with bench(Blk(str(image), say=said.append)) as it:
+        it.start()
+        monkeypatch.setattr(os, "fdatasync", fails)
+        assert request(it, VIRTIO_BLK_T_FLUSH, 0)[0] == VIRTIO_BLK_S_IOERR
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        assert request(it, VIRTIO_BLK_T_FLUSH, 0)[0] == VIRTIO_BLK_S_IOERR
+        assert request(it, VIRTIO_BLK_T_IN, 0, room=512)[0] == VIRTIO_BLK_S_OK
+    assert said[0] == f"disk {image}: lost: the guest has an I/O error"
+    assert len(said) == 2
+
+
+def test_a_flush_is_answered_after_the_disk_has_it(disk: Bench, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written before is in the file, and the driver sees no answer, when fdatasync begins."""
+    fdatasync, seen = os.fdatasync, []
+
+    def look(fd: int) -> None:
+        (index,) = unpack("<H", disk.memory.read(disk.rings[0].used + 2, 2))
+        seen.append((image.read_bytes()[:512], index, disk.memory.read(*status)))
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", look)
+    ring, data, status = disk.rings[0], os.urandom(512), disk.buffer(b"\xee")
+    ring.add(
+        [disk.buffer(pack("<IIQ", VIRTIO_BLK_T_OUT, 0, 0)), disk.buffer(data)], [disk.buffer(b"\xee")], indirect=True
+    )
+    ring.add([disk.buffer(pack("<IIQ", VIRTIO_BLK_T_FLUSH, 0, 0))], [status])
+    disk.kick(0)
+    assert seen == [(data, 0, b"\xee")]
+    assert len(ring.take_used()) == 2
+    assert disk.memory.read(*status) == b"\0"
+
+
+def test_image_that_shrinks(image: Path, said: list[str]) -> None:
+    with bench(Blk(str(image), say=said.append)) as it:
+        it.start()
+        os.truncate(image, 512)
+        for _ in range(2):
+            assert request(it, VIRTIO_BLK_T_IN, 0, room=1024)[0] == VIRTIO_BLK_S_IOERR
+    assert said == [f"disk {image}: somebody has made the image shorter: the guest has an I/O error"]
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_several_queues(image: Path, direct: bool) -> None:
+    with bench(Blk(str(image), queues=4, direct=direct)) as it:
+        it.start()
+        assert it.device.negotiated(VIRTIO_BLK_F_MQ)
+        assert it.device.read_config(34, 2) == 4
+        written = []
+        for index, ring in enumerate(it.rings):
+            data = os.urandom(1536)
+            ring.add(
+                [it.buffer(pack("<IIQ", VIRTIO_BLK_T_OUT, 0, 4 * index + 1)), it.buffer(data)], [it.buffer(b"\xee")]
+            )
+            it.device.ring(index)
+            written.append(data)
+        it.settle()
+        assert [len(ring.take_used()) for ring in it.rings] == [1] * 4
+    content = image.read_bytes()
+    assert [content[512 * (4 * index + 1) :][:1536] for index in range(4)] == written
+
+
+def test_write_through_when_it_is_asked_for(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    with bench(Blk(str(image), writethrough=True)) as it:
+        it.start()
+        request(it, VIRTIO_BLK_T_OUT, 0, out=bytes(512))
+        request(it, VIRTIO_BLK_T_WRITE_ZEROES, 0, out=pack("<QII", 0, 1, 0))
+    assert len(synced) == 2
 
 
 def test_short_reads_and_writes(disk: Bench, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,12 +353,11 @@ def test_locks(image: Path) -> None:
     writer = Blk(str(image))
     cannot(image, "in use")
     cannot(image, "in use", readonly=True)
-    writer._fd, fd = -1, writer._fd
-    os.close(fd)
+    writer.discard()
     readers = [Blk(str(image), readonly=True) for _ in range(2)]
     cannot(image, "in use")
     for reader in readers:
-        os.close(reader._fd)
+        reader.discard()
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

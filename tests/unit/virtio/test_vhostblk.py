@@ -15,7 +15,7 @@ from struct import pack, unpack_from
 import pytest
 
 from unikvm.errors import CannotRun
-from unikvm.uapi.virtio import VIRTIO_BLK_F_RO, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
+from unikvm.uapi.virtio import VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from unikvm.vhost import storage
 from unikvm.vhost.backend import Program
 from unikvm.virtio.vhostblk import VhostBlk
@@ -30,12 +30,13 @@ pytestmark = pytest.mark.skipif(not shutil.which(storage.BINARY), reason=f"no {s
 
 
 class Disk:
-    """A driver of one disk."""
+    """A driver of one queue of a disk."""
 
-    def __init__(self, bench: Bench, device: VhostBlk) -> None:
+    def __init__(self, bench: Bench, device: VhostBlk, index: int = 0) -> None:
         self.bench = bench
         self.device = device
-        self.ring = bench.rings[0]
+        self.index = index
+        self.ring = bench.rings[index]
 
     def submit(self, kind: int, sector: int, data: bytes | int) -> tuple[int, int]:
         """Make a request available: addresses of its data and its status."""
@@ -49,7 +50,7 @@ class Disk:
 
     def wait(self, count: int = 1) -> None:
         """Ring, and wait for `count` answers."""
-        self.device.ring(0)
+        self.device.ring(self.index)
         end = time.monotonic() + SECONDS
         got = 0
         while got < count:
@@ -72,10 +73,18 @@ class Disk:
 
 @contextmanager
 def disk(
-    path: Path, *, readonly: bool = False, writethrough: bool = False, say: Callable[[str], object] = print
+    path: Path,
+    *,
+    readonly: bool = False,
+    writethrough: bool = False,
+    queues: int = 1,
+    direct: bool = False,
+    say: Callable[[str], object] = print,
 ) -> Iterator[Disk]:
-    backend = storage.serve(str(path), kind="qcow2", readonly=readonly, writethrough=writethrough)
-    device = VhostBlk(backend, readonly=readonly, say=say)
+    backend = storage.serve(
+        str(path), kind="qcow2", readonly=readonly, writethrough=writethrough, queues=queues, direct=direct
+    )
+    device = VhostBlk(backend, readonly=readonly, queues=queues, say=say)
     with bench(device) as on:
         on.start(size=64)
         yield Disk(on, device)
@@ -99,6 +108,15 @@ def test_a_qcow2_keeps_what_was_written(image: Path) -> None:
         assert it.bench.transport.queue_interrupts[0] >= 1
     with disk(image) as it:
         assert it.read(100, 4096) == data
+
+
+def test_several_queues_past_the_page_cache(image: Path) -> None:
+    with disk(image, queues=3, direct=True) as it:
+        assert it.device.negotiated(VIRTIO_BLK_F_MQ)
+        assert unpack_from("<H", it.device.config, 34)[0] == 3
+        for index in range(3):
+            assert Disk(it.bench, it.device, index).write(8 * index + 1, bytes([index + 1]) * 512) == 0
+        assert [it.read(8 * index + 1, 512) for index in range(3)] == [bytes([n]) * 512 for n in (1, 2, 3)]
 
 
 def test_a_read_only_disk(image: Path) -> None:

@@ -36,7 +36,13 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("-p --append", "ARGS", "", "str", "more for the kernel's command line"),
     ("-m --mem", "SIZE", "256M", "str", "memory, 512M or 2G (default: 256M)"),
     ("-c --cpus", "N", 1, "int", "vCPUs, 1 to 8 (default: 1)"),
-    ("-d --disk", "FILE", None, "list", "image, FILE[,ro][,serial=S][,format=F], *.qcow2 or raw; repeatable"),
+    (
+        "-d --disk",
+        "FILE",
+        None,
+        "list",
+        "FILE[,ro][,serial=S][,format=F][,direct][,writethrough][,queues=N]; repeatable",
+    ),
     ("--console", "KIND", None, "str", "virtio, serial or none (default: virtio; of a payload: serial)"),
     ("--transport", "BUS", "pci", "str", "of virtio devices: pci or mmio (default: pci)"),
     ("-n --name", "NAME", "unikvm", "str", "the guest's host name"),
@@ -148,16 +154,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser.add_argument(*names.split(), **keywords)
 
 
-def parse_disk(text: str) -> Disk:
-    """A Disk of `FILE[,ro][,serial=S][,format=F][,writethrough]`; without a format the file's name says it."""
-    from unikvm.cli.values import split
-    from unikvm.machine.config import Disk, format_of
-
-    path, given = split("--disk", text, flags=("ro", "writethrough"), keys=("serial", "format"))
-    kind = given.get("format") or format_of(path)
-    return Disk(path, "ro" in given, given.get("serial", ""), kind, "writethrough" in given)
-
-
 def main(args: Options | Namespace) -> int:
     from unikvm.cli.plan import choose_host, load, make_plan
     from unikvm.cli.terminal import end_on_signals
@@ -167,7 +163,12 @@ def main(args: Options | Namespace) -> int:
         from unikvm.cli.run_local import run
 
         return run(load(args.prepared))
-    plan = make_plan(args, tuple(parse_disk(text) for text in args.disk))
+    disks: tuple[Disk, ...] = ()
+    if args.disk:
+        from unikvm.cli.disks import parse_disk
+
+        disks = tuple(parse_disk(text) for text in args.disk)
+    plan = make_plan(args, disks)
     if choose_host(args.host, plan) == "local":
         from unikvm.cli.run_local import load_kernel_half, run
 

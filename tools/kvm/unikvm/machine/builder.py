@@ -186,12 +186,27 @@ def _disk(disk: Disk, say: Say) -> VirtioDevice:
     if disk.kind == "raw":
         from unikvm.virtio.blk import Blk
 
-        return Blk(disk.path, readonly=disk.readonly, serial=disk.serial)
+        return Blk(
+            disk.path,
+            readonly=disk.readonly,
+            serial=disk.serial,
+            queues=disk.queues,
+            direct=disk.direct,
+            writethrough=disk.writethrough,
+            say=say,
+        )
     from unikvm.vhost import storage
     from unikvm.virtio.vhostblk import VhostBlk
 
-    backend = storage.serve(disk.path, kind=disk.kind, readonly=disk.readonly, writethrough=disk.writethrough)
-    return VhostBlk(backend, readonly=disk.readonly, say=say)
+    backend = storage.serve(
+        disk.path,
+        kind=disk.kind,
+        readonly=disk.readonly,
+        writethrough=disk.writethrough,
+        queues=disk.queues,
+        direct=disk.direct,
+    )
+    return VhostBlk(backend, readonly=disk.readonly, queues=disk.queues, say=say)
 
 
 def _net(net: Net, say: Say) -> VirtioDevice:

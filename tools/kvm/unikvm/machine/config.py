@@ -9,6 +9,8 @@ from unikvm.units import MIB, format_size
 
 MAX_CPUS = 8
 MIN_MEMORY = MIB
+MAX_QUEUES = 16  # of a disk
+MAX_SERIAL = 20  # VIRTIO_BLK_ID_BYTES
 CONSOLES = ("virtio", "serial", "none")
 TRANSPORTS = ("pci", "mmio")
 
@@ -25,8 +27,9 @@ def format_of(path: str) -> str:
 
 
 class Disk(Record):
-    """A disk image. `kind`: raw, or a format that qemu-storage-daemon knows, which has no serial numbers, and which
-    `writethrough` is for: written blocks are in the image before the guest has the answer.
+    """A disk image. `kind`: raw, or a format that qemu-storage-daemon knows, which has no serial numbers. `queues`: of
+    the guest's device. `direct`: past the host's page cache. `writethrough`: written blocks are in the image before the
+    guest has the answer.
     """
 
     path: str
@@ -34,14 +37,18 @@ class Disk(Record):
     serial: str = ""
     kind: str = "raw"
     writethrough: bool = False
+    queues: int = 1
+    direct: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise CannotRun(f"no image format {self.kind!r}", hint=f"one of {', '.join(KINDS)}")
         if self.serial and self.kind != "raw":
             raise CannotRun(f"disk {self.path}: only a raw image can have a serial number")
-        if self.writethrough and self.kind == "raw":
-            raise CannotRun(f"disk {self.path}: writethrough is for other formats than raw", hint="leave it out")
+        if len(self.serial) > MAX_SERIAL or not self.serial.isascii():
+            raise CannotRun(f"disk {self.path}: no serial number {self.serial!r}", hint="at most 20 ASCII characters")
+        if not 1 <= self.queues <= MAX_QUEUES:
+            raise CannotRun(f"disk {self.path}: {self.queues} queues are not possible", hint=f"1 to {MAX_QUEUES}")
 
 
 class Net(Record):

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""fallocate(2) with modes, which Python does not have.
+"""fallocate(2) with modes, which Python does not have, and the like of block devices.
 
-Imported at the first discard or write-zeroes request.
+Imported at the first discard or write-zeroes request, and for a block device.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import struct
 
-_KEEP_SIZE = 0x01  # linux/falloc.h
-_PUNCH_HOLE = 0x02
-_ZERO_RANGE = 0x10
+from unikvm.uapi import disk as uapi
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -25,7 +25,7 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Free `length` bytes at `offset`: they read as zero. OSError EOPNOTSUPP where the file system cannot."""
-    _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+    _fallocate(fd, uapi.FALLOC_FL_PUNCH_HOLE | uapi.FALLOC_FL_KEEP_SIZE, offset, length)
 
 
 def zero_range(fd: int, offset: int, length: int) -> None:
@@ -33,4 +33,23 @@ def zero_range(fd: int, offset: int, length: int) -> None:
 
     OSError EOPNOTSUPP where that is not possible.
     """
-    _fallocate(fd, _ZERO_RANGE | _KEEP_SIZE, offset, length)
+    _fallocate(fd, uapi.FALLOC_FL_ZERO_RANGE | uapi.FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def discard_device(fd: int, offset: int, length: int) -> None:
+    """Tell the block device `fd` that nobody needs these bytes; what is read there afterwards is its choice.
+
+    OSError EOPNOTSUPP where it has no use for that, EINVAL where its blocks are larger.
+    """
+    fcntl.ioctl(fd, uapi.BLKDISCARD, struct.pack("=QQ", offset, length))
+
+
+def block_size(fd: int) -> int:
+    """Bytes of a logical block of the block device `fd`."""
+    size: int = struct.unpack("=i", fcntl.ioctl(fd, uapi.BLKSSZGET, bytes(4)))[0]
+    return size
+
+
+def is_readonly(fd: int) -> bool:
+    """Whether nothing can be written to the block device `fd`, however it was opened."""
+    return fcntl.ioctl(fd, uapi.BLKROGET, bytes(4)) != bytes(4)

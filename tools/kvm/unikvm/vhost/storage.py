@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from unikvm.errors import CannotRun
 from unikvm.vhost.backend import Program
@@ -11,19 +12,26 @@ from unikvm.vhost.backend import Program
 BINARY = "qemu-storage-daemon"
 
 
-def arguments(binary: str, path: str, *, kind: str, readonly: bool, writethrough: bool, fd: int) -> list[str]:
+def arguments(
+    binary: str, path: str, *, kind: str, readonly: bool, writethrough: bool, queues: int, direct: bool, fd: int
+) -> list[str]:
     """The command line for the image `path` of format `kind`, and the listening socket `fd`."""
     import json
 
-    file = {"driver": "file", "filename": os.path.abspath(path), "read-only": readonly}
-    node = {"driver": kind, "node-name": "disk", "file": file, "read-only": readonly, "discard": "unmap"}
+    cache = {"cache": {"direct": direct}, "read-only": readonly}
+    file = {"driver": "file", "filename": os.path.abspath(path), "discard": "unmap", **cache}
+    if stat.S_ISBLK(os.stat(path).st_mode):
+        file["driver"] = "host_device"
+    node = {"driver": kind, "node-name": "disk", "file": file, "discard": "unmap", **cache}
     address = {"type": "fd", "str": str(fd)}
-    access = {"writable": not readonly, "writethrough": writethrough}
+    access = {"writable": not readonly, "writethrough": writethrough, "num-queues": queues}
     export = {"type": "vhost-user-blk", "id": "disk", "node-name": "disk", "addr": address, **access}
     return [binary, "--blockdev", json.dumps(node), "--export", json.dumps(export)]
 
 
-def serve(path: str, *, kind: str, readonly: bool, writethrough: bool = False) -> Program:
+def serve(
+    path: str, *, kind: str, readonly: bool, writethrough: bool = False, queues: int = 1, direct: bool = False
+) -> Program:
     """Start qemu-storage-daemon for an image. CannotRun where either cannot be had.
 
     `writethrough`: what is written is in the image before the guest has the answer, which is slow. Only then (or where
@@ -41,6 +49,8 @@ def serve(path: str, *, kind: str, readonly: bool, writethrough: bool = False) -
         raise CannotRun(f"cannot {what} disk image {path}", hint="does it exist? or add ,ro" if not readonly else "")
     return Program(
         f"{BINARY} of {path}",
-        lambda fd: arguments(binary, path, kind=kind, readonly=readonly, writethrough=writethrough, fd=fd),
+        lambda fd: arguments(
+            binary, path, kind=kind, readonly=readonly, writethrough=writethrough, queues=queues, direct=direct, fd=fd
+        ),
         again=readonly or writethrough,
     )

@@ -13,6 +13,7 @@ from unikvm.uapi.virtio import (
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_DISCARD,
     VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from unikvm.vhost.backend import Backend
     from unikvm.vhost.frontend import FrontEnd
 
+QUEUE_SIZE = 256
 CONFIG_SIZE = 60  # struct virtio_blk_config up to and with write zeroes
 _CAPACITY = slice(0, 8)
 
@@ -41,7 +43,6 @@ class VhostBlk(VhostUser):
 
     name = "blk"
     device_id = VIRTIO_ID_BLOCK
-    queue_sizes = (256,)
     config = bytes(CONFIG_SIZE)  # until the back end gives it
     known_features = (
         1 << VIRTIO_BLK_F_SIZE_MAX
@@ -49,15 +50,22 @@ class VhostBlk(VhostUser):
         | 1 << VIRTIO_BLK_F_BLK_SIZE
         | 1 << VIRTIO_BLK_F_TOPOLOGY
         | 1 << VIRTIO_BLK_F_FLUSH
+        | 1 << VIRTIO_BLK_F_MQ
         | 1 << VIRTIO_BLK_F_RO
         | 1 << VIRTIO_BLK_F_DISCARD
         | 1 << VIRTIO_BLK_F_WRITE_ZEROES
     )
 
     def __init__(
-        self, backend: Backend, *, readonly: bool = False, say: Callable[[str], object] = lambda _line: None
+        self,
+        backend: Backend,
+        *,
+        readonly: bool = False,
+        queues: int = 1,
+        say: Callable[[str], object] = lambda _line: None,
     ) -> None:
         super().__init__(backend, say=say)
+        self.queue_sizes = (QUEUE_SIZE,) * queues
         self._readonly = readonly
 
     def refuse(self, chain: Chain) -> None:
