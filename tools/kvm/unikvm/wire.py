@@ -19,6 +19,7 @@ PORT_CTL, PORT_STDIN, PORT_STDOUT, PORT_STDERR = PORTS = (
     "unikvm.stdout",
     "unikvm.stderr",
 )
+PORT_RELAY = "unikvm.relay"  # of a host VM: not init's, but the way to the control of the guest there
 
 _ENCODED = [bytes((b,)) if 0x20 < b < 0x7F and b != 0x25 else b"%%%02X" % b for b in range(256)]
 _DECODED = {b"%02X" % b: bytes((b,)) for b in range(256)}

@@ -43,6 +43,10 @@ class Plan(Record):
     quiet: bool = False
     exits: bool = False
     release: str = ""  # of the user half, where the caller knows it already
+    spec: str = ""  # the guest's kernel as the user named it
+    reachable: bool = False  # by its name while it runs: one that has a name, or a terminal
+    named: bool = False  # the name is the user's choice
+    front: int = 0  # in a host VM: the process outside that passes on what is for this guest
     host_kernel: str | None = None
     shares: tuple[str, ...] = ()
     exports: tuple[Export, ...] = ()
@@ -90,7 +94,7 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         disks=disks,
         console=console,
         transport=args.transport,
-        name=args.name,
+        name=args.name or "unikvm",
         testdev=args.testdev,
         kernel_half=not args.no_kernel_half,
         allow_mismatch=args.allow_mismatch,
@@ -109,6 +113,9 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         verbose=args.verbose,
         quiet=args.quiet,
         exits=args.exits,
+        spec=spec or "Debian's",
+        reachable=bool(args.name) or (linux and not command),
+        named=bool(args.name),
         host_kernel=args.host_kernel,
         shares=tuple(os.path.abspath(share) for share in args.share),
     )

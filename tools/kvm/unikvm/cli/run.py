@@ -45,7 +45,7 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ),
     ("--console", "KIND", None, "str", "virtio, serial or none (default: virtio; of a payload: serial)"),
     ("--transport", "BUS", "pci", "str", "of virtio devices: pci or mmio (default: pci)"),
-    ("-n --name", "NAME", "unikvm", "str", "the guest's host name"),
+    ("-n --name", "NAME", None, "str", "the guest's name, for `unikvm list`, `stat`, `stop` … (default: unikvm)"),
     ("--host", "WHERE", "auto", "str", "auto, local (this machine) or vm (default: auto)"),
     ("--host-kernel", "SPEC", None, "str", "kernel of the host VM (default: Debian's)"),
     ("--share", "DIR", None, "list", "directory that a host VM may write to; repeatable"),

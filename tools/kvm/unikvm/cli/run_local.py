@@ -29,18 +29,29 @@ SECONDS_TO_SYNC = 10.0
 def run(plan: Plan) -> int:
     """Run to the end; returns the exit status. Errors before the guest runs are raised."""
     phases = Phases(plan.verbose)
+    name = None
+    if plan.reachable:
+        from unikvm.cli import reach
+
+        name = reach.claim(plan)
+        if name is not None:
+            plan = plan.replace(config=plan.config.replace(name=name.name))
     guest = _Guest(plan)
     try:
         phases.begin("building the machine")
         with Machine(plan.config, output=guest.print, devices=guest.devices, say=_teller(plan)) as machine:
             phases.begin("running")
             guest.connect(machine)
+            if plan.reachable:
+                reach.serve(plan, machine, name)
             with raw_mode(0 if plan.tty else -1):
                 event = guest.run(machine)
             if plan.exits:
                 show_exits(machine)
     finally:
         phases.end()
+        if name is not None:
+            name.close()
     from unikvm.cli.outcome import finish
 
     return finish(plan, event, phases.seconds("running"), machine.kernel_half)

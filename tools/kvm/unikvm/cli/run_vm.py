@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
+from unikvm.cli import reach
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
 from unikvm.cli.terminal import on_resize, raw_mode, say, window_size
+from unikvm.control.names import Claim
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm, with_host
@@ -34,13 +37,19 @@ def run(plan: Plan) -> int:
         modules = HOST_MODULES
     config = HostConfig(kernel=kernel, init=init_binary(), shares=plan.shares, modules=modules)
     plan = plan.replace(release=release())
+    name = reach.claim(plan)
     try:
-        return with_host(config, lambda host: _run_in(host, plan, progress), progress=progress.phase, say=progress.say)
+        return with_host(
+            config, lambda host: _run_in(host, plan, name, progress), progress=progress.phase, say=progress.say
+        )
     except HostError as error:
         progress.clear()
         tail = f"{error.console}\n" if getattr(error, "console", "") else ""
         os.write(2, tail.encode())
         raise
+    finally:
+        if name is not None:
+            name.close()
 
 
 def _warn_about_disks(plan: Plan) -> None:
@@ -81,7 +90,7 @@ class Progress:
             self._shown = False
 
 
-def _run_in(host: HostVm, plan: Plan, progress: Progress) -> int:
+def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) -> int:
     module = kernel_half(host.config.kernel.release) if plan.config.kernel_half else None
     if module:
         progress.phase("loading the kernel half")
@@ -89,15 +98,17 @@ def _run_in(host: HostVm, plan: Plan, progress: Progress) -> int:
     elif plan.config.kernel_half:
         progress.say(f"no kernel half for {host.config.kernel.release}: going on without (make build builds it)")
     inner = plan.replace(result=RESULT if plan.result else None)
+    if name is not None:
+        inner = inner.replace(front=os.getpid(), config=inner.config.replace(name=name.name))
     argv = [LAUNCHER, "run", "--prepared", inner.dump()]
     environment = {name: os.environ[name] for name in ("TERM", "LANG", "UNIKVM_DEBUG") if name in os.environ}
     progress.phase("starting the guest")
-    if plan.tty:
-        status = _on_terminal(host, argv, environment, progress)
-    else:
-        progress.clear()
-        exit_ = host.exec(argv, cwd=_cwd(), env=environment, stdin=0, stdout=1, stderr=2)
-        status = exit_.shell_status
+    with reach.Relay(name, host.relay) if name is not None else nullcontext():
+        if plan.tty:
+            status = _on_terminal(host, argv, environment, progress)
+        else:
+            progress.clear()
+            status = host.exec(argv, cwd=_cwd(), env=environment, stdin=0, stdout=1, stderr=2).shell_status
     if plan.result:
         with open(plan.result, "wb") as file:
             file.write(host.read(RESULT))

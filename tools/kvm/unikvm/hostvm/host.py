@@ -17,7 +17,7 @@ from unikvm.hostvm.session import Session, Sink
 from unikvm.hostvm.share import Mount, NineP, Virtiofs, choose_server, mounts
 from unikvm.hostvm.snapshot import Snapshot, SnapshotError
 from unikvm.hostvm.watchdog import HostError, Watchdog
-from unikvm.wire import PROTOCOL, exec_line, raw
+from unikvm.wire import PORT_RELAY, PROTOCOL, exec_line, raw
 
 if TYPE_CHECKING:
     from unikvm.hostvm.config import HostConfig
@@ -365,6 +365,13 @@ class HostVm:
         """The terminal has another size now. May be called from a signal handler."""
         if self._session is not None:
             self._session.resize(columns, rows)
+
+    @property
+    def relay(self) -> int:
+        """Our end of the port that is the running guest's: a stream to whoever opens it in the host VM."""
+        if self._qemu is None:
+            raise UnikvmError("the host VM is not running")
+        return self._qemu.ports[PORT_RELAY].fileno()
 
     def insmod(self, path: str, parameters: str = "") -> None:
         """Insert a module; `path` as the host sees it. UnikvmError with the kernel's reason where it refuses."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from unikvm.errors import CannotRun
 from unikvm.hostvm.qmp import Qmp
 from unikvm.sys.process import Process, spawn
-from unikvm.wire import PORTS
+from unikvm.wire import PORT_RELAY, PORTS
 
 if TYPE_CHECKING:
     from unikvm.hostvm.config import HostConfig
@@ -93,7 +93,7 @@ def machine_args(config: HostConfig, accel: Accel) -> list[str]:
     args += ["-machine", "pc,usb=off,memory-backend=ram", "-no-hpet", *_accel_args(accel)]
     args += ["-smp", str(config.cpus), "-m", f"{config.memory >> 20}M"]
     args += ["-device", "virtio-serial-pci,id=ports,max_ports=8"]
-    for port in PORTS:
+    for port in (*PORTS, PORT_RELAY):
         args += ["-device", f"virtserialport,bus=ports.0,chardev={port},name={port}"]
     return args
 
@@ -128,7 +128,7 @@ def start_qemu(
     console = os.memfd_create("console", os.MFD_CLOEXEC)
     ours: dict[str, socket.socket] = {}
     theirs: dict[str, socket.socket] = {}
-    for name in ("qmp", *PORTS):
+    for name in ("qmp", *PORTS, PORT_RELAY):
         ours[name], theirs[name] = socket.socketpair()
     fds = [ram, console, *(sock.fileno() for sock in theirs.values())]
     args = [config.qemu, *machine_args(config, accel), *extra]

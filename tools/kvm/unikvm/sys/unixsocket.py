@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
+from _socket import AF_UNIX, SHUT_WR, SOCK_CLOEXEC, SOCK_STREAM
 from _socket import socket as Socket
 from _socket import socketpair as pair
 
-__all__ = ["Socket", "pair", "prearranged"]
+__all__ = ["SHUT_WR", "Socket", "accept", "pair", "prearranged"]
+
+
+def accept(listener: Socket) -> int:
+    """The next connection's descriptor. BlockingIOError where a non-blocking `listener` has none."""
+    fd, _ = listener._accept()  # type: ignore[attr-defined]
+    return int(fd)
 
 
 def prearranged() -> tuple[Socket, Socket]:

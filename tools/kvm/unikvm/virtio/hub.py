@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_DGRAM
 from _socket import socket as Socket
 
 from unikvm.errors import CannotRun
+from unikvm.sys.runtime import MAX_NAME, directory, is_name
 from unikvm.vhost.channel import BackendError
 from unikvm.virtio.frames import HEADER
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from unikvm.virtio.frames import Frame
 
-MAX_NAME = 32  # letters: a socket's path has 107
 MTU = 9000
 _LARGEST = MTU + HEADER + 4  # and a VLAN tag
 _BATCH = 32  # datagrams that are read before others have their turn
@@ -36,27 +35,14 @@ _GROUP = 1  # in the first byte of an address: of several
 
 def check_name(name: str) -> None:
     """CannotRun where `name` is no name of a network."""
-    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or len(name) > MAX_NAME:
-        raise CannotRun(f"--net hub={name}: no name of a network", hint="letters, digits, - and _")
+    if not is_name(name):
+        raise CannotRun(f"--net hub={name}: no name of a network", hint=f"letters, digits, - and _, {MAX_NAME} at most")
 
 
 def directory_of(name: str) -> str:
     """Where the network `name` is, made if need be. CannotRun where it is not ours alone."""
     check_name(name)
-    base = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
-    path = ""
-    for part in (f"unikvm-{os.geteuid()}", name):
-        path = f"{path or base}/{part}"
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise CannotRun(f"--net hub={name}: {path}: {error.strerror}") from None
-        status = os.lstat(path)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise CannotRun(f"--net hub={name}: {path} is open to others", hint="remove it")
-    return path
+    return directory("hubs", name)
 
 
 class Hub:

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`unikvm set`: change a running guest.
+
+examples:
+  unikvm set lab cpus=4 mem=1G    of the guest that `unikvm run -n lab` started
+  unikvm set mem=512M             of the only guest that runs
+
+What can be changed depends on how the guest was started.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from unikvm.control import client
+from unikvm.errors import CannotRun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="[NAME] KEY=VALUE",
+        help="the guest (default: the only one), and what to set",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    first, *rest = args.words
+    name, pairs = (None, args.words) if "=" in first else (first, rest)
+    values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if not values or len(values) != len(pairs):
+        raise CannotRun("what is to be set?", hint="KEY=VALUE, each key once")
+    client.call(client.choose(name), "set", **values)
+    return 0

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a running machine can be asked for, by any process of its user's (Documentation/control.md)."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from unikvm.errors import UnikvmError
+from unikvm.units import format_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from unikvm.control.server import Server
+    from unikvm.machine.machine import Machine
+
+
+_LAST_REPLY = 0.02  # seconds for the answer to leave, which may have a host VM to cross
+
+
+class MachineCommands:
+    """`stat`, `stop` and `set` of one machine. All of it on the io thread."""
+
+    def __init__(self, server: Server, machine: Machine, facts: dict[str, object]) -> None:
+        """`facts`: what whoever started the machine knows of it, for `stat`."""
+        self._machine = machine
+        self._facts = facts
+        self._began = time.monotonic()
+        # What `unikvm set NAME KEY=VALUE` can change: each gets the value as the user wrote it.
+        self._settings: dict[str, Callable[[str], object]] = {}
+        server.command("stat", self.stat)
+        server.command("stop", self.stop)
+        server.command("set", self.set)
+
+    def stat(self, _arguments: dict[str, Any]) -> dict[str, object]:
+        """What runs, and for how long (seconds)."""
+        config = self._machine.config
+        return {
+            **self._facts,
+            "host": os.uname().release,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "memory": format_size(config.memory),
+            "cpus": config.cpus,
+            "kernel half": self._machine.kernel_half,
+        }
+
+    def stop(self, arguments: dict[str, Any]) -> dict[str, object]:
+        """End the guest at once, as Ctrl-A x does; with `power`, press its power button instead."""
+        if arguments.get("power"):
+            power = self._machine.parts.power
+            if power is None:
+                raise UnikvmError("this machine has no power button")
+            power.press_power_button()
+        else:
+            loop = self._machine.parts.io.loop
+            loop.call_later(_LAST_REPLY, self._machine.stop)
+        return {}
+
+    def set(self, arguments: dict[str, Any]) -> dict[str, object]:
+        """Change settings of the running machine, in their order."""
+        for key, value in arguments.items():
+            setting = self._settings.get(key)
+            if setting is None:
+                known = f"one of {', '.join(sorted(self._settings))}" if self._settings else "this guest has none"
+                raise UnikvmError(f"no setting {key!r}", hint=known)
+            setting(str(value))
+        return {}
