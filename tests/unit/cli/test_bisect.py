@@ -10,7 +10,7 @@ import pytest
 
 from unikvm.bisect.kernels import kernels_of
 from unikvm.campaign.git import git
-from unikvm.cli.bisect import pinned
+from unikvm.cli.campaigns import pinned
 from unikvm.cli.main import main
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.images import packages

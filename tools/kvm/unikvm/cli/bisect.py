@@ -19,6 +19,8 @@ import os
 import sys
 import time
 
+from unikvm.cli.campaigns import checkout, pinned, resolved, write
+from unikvm.cli.plan import say
 from unikvm.errors import CANNOT_RUN, CannotRun, UnikvmError
 
 USAGE = "unikvm bisect --good REV [--bad REV] [OPTION...] -- TEST..."
@@ -91,27 +93,16 @@ def main(args: argparse.Namespace) -> int:
         store.close()
 
 
-def say(text: str) -> None:
-    sys.stderr.write(f"unikvm: {text}\n")
-
-
 def settings_of(args: argparse.Namespace) -> Settings:
     """What was asked for, with every revision and kernel resolved. Raises CannotRun."""
     from unikvm.bisect import gitlog
     from unikvm.bisect.kernels import kernels_of
     from unikvm.bisect.store import Settings
-    from unikvm.campaign.git import git
     from unikvm.images.kernel import find_kernel
 
     if not args.command:
         raise CannotRun("no test", hint="unikvm bisect --good REV -- TEST")
-    source = git(args.repository, "rev-parse", "--show-toplevel").strip()
-    changed = git(source, "status", "--porcelain", "--untracked-files=no").splitlines()
-    if changed and not args.dirty:
-        raise CannotRun(
-            f"the checkout {source} has {len(changed)} changed files, which no run would test",
-            hint="commit or stash them, or --dirty to go on without them",
-        )
+    source = checkout(args.repository, dirty=args.dirty)
     good, bad = list(args.good), args.bad
     marks: list[tuple[str, str]] = []
     if args.replay:
@@ -166,16 +157,6 @@ def linux_ends(args: argparse.Namespace) -> tuple[str, ...]:
     return (f"{PREFIX}{good}", f"{PREFIX}{bad}")
 
 
-def resolved(source: str, rev: str, what: str) -> str:
-    """The commit's SHA."""
-    from unikvm.campaign.git import git
-
-    try:
-        return git(source, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}").strip()
-    except CannotRun:
-        raise CannotRun(f"{what} {rev}: no such commit in {source}") from None
-
-
 def check_ends(source: str, goods: tuple[str, ...], bad: str, prefix: str = "--") -> None:
     """The good ends must be in the bad one. `prefix` of the options that name them."""
     from unikvm.campaign.git import git
@@ -193,49 +174,6 @@ def check_ends(source: str, goods: tuple[str, ...], bad: str, prefix: str = "--"
                 f"{prefix}good {good[:12]} is not contained in {prefix}bad {bad[:12]}",
                 hint=f"if the test passes where they fork, use {prefix}good {base[:12]}",
             )
-
-
-def is_payload(path: str) -> bool:
-    """Whether a file is a bare-metal payload: an ELF with a PVH note, or a multiboot kernel."""
-    from unikvm.boot import elf, multiboot, pvh
-    from unikvm.boot.image import Image
-
-    if not os.path.isfile(path):
-        return False
-    image = Image.open(path)
-    try:
-        if image.pread(4, 0) == b"\x7fELF" and pvh.entry_point(image, elf.parse(image)) is not None:
-            return True
-        return multiboot.find_header(image) is not None
-    except CannotRun:
-        return False
-    finally:
-        os.close(image.fd)
-
-
-def pinned(command: list[str]) -> tuple[str, ...]:
-    """TEST as it is run in the host VM.
-
-    A payload is run by `unikvm run`. Where that has no kernel, the guest's kernel is named: all runs boot the same.
-    """
-    from unikvm.cli.main import split_command
-    from unikvm.cli.run import quick_parse
-
-    if is_payload(command[0]):
-        command = ["unikvm", "run", *command]
-    if command[:2] != ["unikvm", "run"]:
-        return tuple(command)
-    options, _ = split_command(command[2:])
-    parsed = quick_parse(options)
-    if parsed is None or parsed.image or parsed.kernel:
-        return tuple(command)
-    from unikvm.images.kernel import find_kernel
-    from unikvm.images.packages import is_cached
-
-    kernel = find_kernel(None, progress=say)
-    # By its name, where every worker of a cluster can fetch it; the machine's own kernel by its path.
-    name = kernel.release if is_cached(kernel.release) else kernel.image
-    return (*command[:2], "--kernel", name, *command[2:])
 
 
 def guest_kernel(command: tuple[str, ...]) -> str:
@@ -373,19 +311,11 @@ def _report(
     files = {args.json: json.dumps(data, indent=1), args.html: page, store.path("report.html"): page}
     for path, content in files.items():
         if path:
-            _write(path, content.encode())
+            write(path, content.encode())
     if args.junit:
-        _write(args.junit, report.junit(answer, store))
+        write(args.junit, report.junit(answer, store))
     pairs = len({row.key for row in store.rows})
     say(f"{len(store.rows)} runs of {pairs} pairs of halves in {seconds:.0f} s; {store.path('report.html')}")
-
-
-def _write(path: str, content: bytes) -> None:
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise CannotRun(f"cannot write {path}: {error.strerror}") from error
 
 
 def _print_log(name: str) -> int:

@@ -19,6 +19,8 @@ import shlex
 import sys
 import time
 
+from unikvm.cli.campaigns import checkout, pinned, resolved, write
+from unikvm.cli.plan import say
 from unikvm.errors import CANNOT_RUN, CannotRun
 
 USAGE = "unikvm check [RANGE] [OPTION...] [-- TEST...]"
@@ -93,24 +95,12 @@ def main(args: argparse.Namespace) -> int:
         tidy(folder)
 
 
-def say(text: str) -> None:
-    sys.stderr.write(f"unikvm: {text}\n")
-
-
 def settings_of(args: argparse.Namespace) -> Settings:
     """What was asked for, with every revision and kernel resolved. Raises CannotRun."""
-    from unikvm.campaign.git import git
     from unikvm.check.settings import Settings
-    from unikvm.cli.bisect import pinned
     from unikvm.images.kernel import find_kernel
 
-    source = git(args.repository, "rev-parse", "--show-toplevel").strip()
-    changed = git(source, "status", "--porcelain", "--untracked-files=no").splitlines()
-    if changed and not args.dirty:
-        raise CannotRun(
-            f"the checkout {source} has {len(changed)} changed files, which nothing would test",
-            hint="commit or stash them, or --dirty to go on without them",
-        )
+    source = checkout(args.repository, dirty=args.dirty)
     base, commits = commits_of(source, args.range)
     found = find_kernel(args.host_kernel, progress=say)
     kernel = absolute(args.host_kernel) if args.host_kernel else found.release
@@ -164,7 +154,6 @@ def linux_kernels(args: argparse.Namespace) -> tuple[str, str]:
 def commits_of(source: str, text: str | None, what: str = "RANGE") -> tuple[str, tuple[str, ...]]:
     """The base of the range, and its commits, parents first."""
     from unikvm.campaign.git import git
-    from unikvm.cli.bisect import resolved
 
     if text is None:
         text = "HEAD~1..HEAD"
@@ -187,7 +176,6 @@ def commits_of(source: str, text: str | None, what: str = "RANGE") -> tuple[str,
 def previous_of(source: str, asked: str | None, base: str, head: str) -> str:
     """The commit of the release before: as asked for, the last tag before the range's end, or the base."""
     from unikvm.campaign.git import git
-    from unikvm.cli.bisect import resolved
 
     if asked is not None:
         return resolved(source, asked, "--previous") if asked else ""
@@ -280,8 +268,4 @@ def write_reports(args: argparse.Namespace, session: Session, seconds: float) ->
         files[args.junit] = report.junit(session)
     for path, content in files.items():
         if path:
-            try:
-                with open(path, "wb") as file:
-                    file.write(content)
-            except OSError as error:
-                raise CannotRun(f"cannot write {path}: {error.strerror}") from error
+            write(path, content)
