@@ -12,7 +12,10 @@ from unikvm.errors import UnikvmError
 
 TYPE_CHECKING = False  # importing `typing` would cost a tenth of a payload's whole run
 if TYPE_CHECKING:
-    from typing import Protocol
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    Resolved = tuple[Callable[..., Any], int, int, int, int]
 
     class BusDevice(Protocol):
         """What a device offers to a bus. `offset` counts from the start of its range, `size` is 1, 2, 4 or 8 bytes."""
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
 class Bus:
     """Maps addresses to devices. Reads are lock-free: the tables are replaced, never changed in place."""
 
-    def __init__(self, name: str, *, ports: bool = False) -> None:
-        """`ports`: a space of 64 Ki addresses; every claimed one is in `by_address`, for the vCPUs' hot path."""
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.by_address: dict[int, tuple[int, int, BusDevice]] = {}
-        self._ports = ports
+        # What the vCPUs found for exits that come again, in their own terms. Another dictionary after each change, so
+        # what is put into the one that was there before the look-up is never older than the tables.
+        self.resolved: dict[int, Resolved] = {}
         self._starts: list[int] = []
         self._ranges: list[tuple[int, int, BusDevice]] = []
 
@@ -58,12 +61,7 @@ class Bus:
         # A reader that takes the new ranges with the old starts still compares against both ends of what it found.
         self._ranges = ranges
         self._starts = [entry[0] for entry in ranges]
-        if self._ports:
-            claimed = {address: entry for entry in ranges for address in range(entry[0], entry[1])}
-            # Changed in place: the vCPUs hold this dictionary.
-            for address in self.by_address.keys() - claimed.keys():
-                del self.by_address[address]
-            self.by_address.update(claimed)
+        self.resolved = {}
 
     def find(self, address: int) -> tuple[int, int, BusDevice] | None:
         """The (start, end, device) that claims `address`, or None."""

@@ -134,7 +134,7 @@ def _build(
         memory=memory,
         io=io,
         irq=IrqController(vm),
-        pio=Bus("pio", ports=True),
+        pio=Bus("pio"),
         mmio=Bus("mmio"),
         panics=PanicWatch(),
         serial_input=SerialInput(io.loop),

@@ -107,7 +107,8 @@ class VcpuThread:
         fd = self.vcpu.fd
         page = self.vcpu.run_page
         reason = page[_REASON_AT : _REASON_AT + 4].cast("I")
-        port_of, unpack, kvm_run = self._pio.by_address.get, _IO.unpack_from, uapi.KVM_RUN
+        head = page[_IO_AT : _IO_AT + 8].cast("Q")  # all of kvm_run.io but where the data is
+        pio, kvm_run, exit_io = self._pio, uapi.KVM_RUN, _EXIT_IO
         # KVM aligns the data of an access to its size, so one of these reads or writes it as one element.
         elements = {1: page, 2: page.cast("H"), 4: page.cast("I")}
         while not self._stopping:
@@ -120,20 +121,36 @@ class VcpuThread:
                     self._calls.popleft()()
                 continue
             why = reason[0]
-            if why == _EXIT_IO:
-                direction, size, port, count, at = unpack(page, _IO_AT)
-                entry = port_of(port, _UNCLAIMED)
-                view = elements[size]
-                first = at // size
-                for index in range(first, first + count):  # more than one: a string instruction
-                    if direction:  # KVM_EXIT_IO_OUT
-                        entry[2].write(port - entry[0], size, view[index])
-                    else:
-                        view[index] = entry[2].read(port - entry[0], size)
+            if why == exit_io:
+                try:
+                    act, offset, size, index, is_out = pio.resolved[head[0]]
+                except KeyError:
+                    self._serve_io(page, elements, head[0])
+                    continue
+                if is_out:
+                    act(offset, size, elements[size][index])
+                else:
+                    elements[size][index] = act(offset, size)
             elif why == _EXIT_MMIO:
                 self._serve_mmio(page)
             elif not self._serve_rare(why):
                 return
+
+    def _serve_io(self, page: memoryview, elements: dict[int, memoryview], head: int) -> None:
+        """Find the device, serve the exit, and remember what it takes, for the next one that begins with `head`."""
+        resolved = self._pio.resolved
+        direction, size, port, count, at = _IO.unpack_from(page, _IO_AT)
+        entry = self._pio.find(port)
+        start, _, device = entry or _UNCLAIMED
+        offset, view, first = port - start, elements[size], at // size
+        for index in range(first, first + count):  # more than one: a string instruction
+            if direction:  # KVM_EXIT_IO_OUT
+                device.write(offset, size, view[index])
+            else:
+                view[index] = device.read(offset, size)
+        if entry and count == 1:  # so a guest cannot make the table large
+            # KVM has the data of each vCPU at the same place of its page.
+            resolved[head] = (device.write if direction else device.read, offset, size, first, direction)
 
     def _serve_mmio(self, page: memoryview) -> None:
         address, data, size, is_write = _MMIO.unpack_from(page, _MMIO_AT)
