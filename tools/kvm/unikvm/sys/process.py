@@ -66,9 +66,9 @@ class Process:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self.wait(10)
 
-    def end(self, seconds: float) -> None:
-        """Let it end by itself, within `seconds`; it is asked to after a moment."""
-        if self.wait(min(seconds, 0.5)) is None:
+    def end(self, seconds: float, *, alone: bool = True) -> None:
+        """Have it end in good order, within `seconds`. `alone`: by itself; it is asked to after a moment."""
+        if self.wait(min(seconds, 0.5) if alone else 0) is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
             self.wait(seconds)
 

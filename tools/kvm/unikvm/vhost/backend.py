@@ -48,7 +48,7 @@ DEATH_SECONDS = 0.5  # from the end of a connection to the end of its program
 class Program:
     """A back end that is a child process. `argv` gets the number of a listening socket, of which it accepts one
     connection, or with `connected` that of the connection itself; `prepare` runs in the child. It is started at once:
-    what it has to do goes on beside ours.
+    what it has to do goes on beside ours. `ends_alone`: when its connection does.
     """
 
     def __init__(
@@ -59,12 +59,14 @@ class Program:
         prepare: Callable[[], None] | None = None,
         again: bool = False,
         connected: bool = False,
+        ends_alone: bool = True,
     ) -> None:
         self.name = name
         self.again = again
         self._argv = argv
         self._prepare = prepare
         self._connected = connected
+        self._ends_alone = ends_alone
         self._socket: Socket | None = None
         self._process: Process | None = None
         self._keepers: list[SimpleQueue[None]] = []
@@ -149,7 +151,7 @@ class Program:
             self._socket.close()
             self._socket = None
         if self._process is not None:
-            self._process.end(FAREWELL_SECONDS)
+            self._process.end(FAREWELL_SECONDS, alone=self._ends_alone)
         self.stop()
         for keeper in self._keepers:
             keeper.put(None)

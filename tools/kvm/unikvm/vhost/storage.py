@@ -53,4 +53,5 @@ def serve(
             binary, path, kind=kind, readonly=readonly, writethrough=writethrough, queues=queues, direct=direct, fd=fd
         ),
         again=readonly or writethrough,
+        ends_alone=False,
     )
