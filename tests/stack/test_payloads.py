@@ -18,7 +18,11 @@ SECONDS = 600.0
 
 def test_payloads_in_a_host_vm() -> None:
     """In one pytest run there; its report is what is shown when it fails."""
-    environment = {"UNIKVM_PAYLOADS": os.environ["UNIKVM_PAYLOADS"], "PYTHONPATH": f"{TREE}/tools/kvm:{TREE}/tests"}
+    environment = {
+        "UNIKVM_PAYLOADS": os.environ["UNIKVM_PAYLOADS"],
+        "UNIKVM_ROUNDS": "3",
+        "PYTHONPATH": f"{TREE}/tools/kvm:{TREE}/tests",
+    }
     argv = [str(TREE / "build/venv/bin/python3"), "-m", "pytest", "tests/payloads"]
     with HostVm(HostConfig(kernel=find_kernel(), init=init_binary(), memory=8 * GIB)) as host:
         done = host.exec(argv, cwd=str(TREE), env=environment, timeout=SECONDS)
