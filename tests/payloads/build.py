@@ -28,7 +28,7 @@ PAYLOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         f"{name}.elf": (("start.S", "payload.c", f"{name}.c"), ())
         for name in ("hello", "bootinfo", "count", "storm", "mmio", "smp", "ending", "echo", "disk", "straddle")
     },
-    **{f"{name}.elf": (("start.S", "payload.c", "virtio.c", f"{name}.c"), ()) for name in ("writer",)},
+    **{f"{name}.elf": (("start.S", "payload.c", "virtio.c", f"{name}.c"), ()) for name in ("writer", "hostile")},
     **{
         f"{name}-multiboot.elf": (("start.S", "payload.c", f"{name}.c"), ("-DNO_PVH",))
         for name in ("hello", "bootinfo", "unittest")

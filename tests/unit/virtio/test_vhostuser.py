@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from struct import pack
@@ -254,6 +255,37 @@ def test_a_successor_goes_on(said: list[str], recorded: bool) -> None:
         assert peer.memory(ring.used + 4, 4) == pack("<I", 1)
         toy.device.write_status(0)
         assert not toy.device.fault
+
+
+def test_other_devices_go_on_while_a_successor_begins(said: list[str]) -> None:
+    """The io thread, which is theirs too, does not wait for its answers. Neither does the end of the machine."""
+    peer = Peer(again=True)
+    with bench(Toy(peer, say=said.append)) as toy:
+        toy.start()
+        asked, answer = threading.Event(), threading.Event()
+
+        def slow(_peer: Peer, _payload: bytes, _fds: list[int]) -> bytes:
+            asked.set()
+            answer.wait(20)
+            return m.U64.pack(peer.features)
+
+        peer.answers[m.GET_FEATURES] = slow
+        peer.hang_up()
+        until(toy, asked.is_set)
+        before = time.monotonic()
+        toy.settle()
+        toy.device.write_status(0)
+        toy.start()
+        assert time.monotonic() - before < 0.5
+        answer.set()
+        until(toy, lambda: len(said) == 2)
+        assert said[1] == "the peer is back"
+        assert peer.bases == {0: 0, 1: 0}
+        answer.clear()
+        asked.clear()
+        peer.hang_up()
+        until(toy, asked.is_set)
+    assert time.monotonic() - before < 10
 
 
 def test_a_successor_that_cannot_be_had(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

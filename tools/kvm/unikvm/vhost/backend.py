@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 FAREWELL_SECONDS = 5.0  # for a program to end by itself when its connection has
-DEATH_SECONDS = 0.5  # from the end of a connection to the end of its program
+DEATH_SECONDS = 0.1  # from the end of a connection to the end of its program; other devices wait meanwhile
 
 
 class Program:
@@ -132,11 +132,12 @@ class Program:
         if process is None:
             return ""
         status = process.wait(DEATH_SECONDS)
-        if status is None:
-            return ""
         said = process.log_text().splitlines()
+        words = said[-1][-300:] if said else ""
+        if status is None:
+            return words  # it lives, and does not want us any more
         end = f"signal {-status} ended it" if status < 0 else f"it ended with status {status}"
-        return f"{end}: {said[-1][-300:]}" if said else end
+        return f"{end}: {words}" if words else end
 
     def stop(self) -> None:
         if self._socket is not None:

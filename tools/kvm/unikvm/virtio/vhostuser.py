@@ -18,6 +18,7 @@ import os
 import time
 
 from unikvm.errors import CannotRun, UnikvmError
+from unikvm.sys.thread import Thread
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1
 from unikvm.vhost.channel import BackendError
 from unikvm.vhost.frontend import FrontEnd, Inflight, Ring
@@ -62,6 +63,7 @@ class VhostUser(Outside):
         self._inflight: Inflight | None = None
         self._restarts = 0
         self._lost_at = 0.0
+        self._reviver: Thread | None = None  # finds a successor, which must not keep the io thread from other devices
 
     # What a device type overrides.
 
@@ -76,7 +78,7 @@ class VhostUser(Outside):
     def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
         super().connect(memory, loop, transport)
         try:
-            self._meet()
+            self._adopt(self._meet())
         except BackendError as error:
             why = self.backend.why() or error.message
             raise CannotRun(f"{self.backend.name} cannot be used: {why}") from None
@@ -86,6 +88,9 @@ class VhostUser(Outside):
             self._part()
             self._forget_inflight()
             super().close()
+        if self._reviver is not None:
+            self.backend.stop()  # it need not wait for an answer any more
+            self._reviver.join()
         self.discard()
 
     def discard(self) -> None:
@@ -95,7 +100,7 @@ class VhostUser(Outside):
     def offered(self) -> int:
         return self.features | 1 << VIRTIO_F_VERSION_1
 
-    def _meet(self) -> None:
+    def _meet(self) -> FrontEnd:
         """Find the back end and agree with it. BackendError where that fails, CannotRun where it cannot be started."""
         front = FrontEnd(self.backend.open(), self.backend.name)
         try:
@@ -107,6 +112,9 @@ class VhostUser(Outside):
         except BaseException:
             front.close()
             raise
+        return front
+
+    def _adopt(self, front: FrontEnd) -> None:
         # What a driver accepted once stays on offer.
         if not self.features:
             self.features = front.features & (super().offered | self.known_features)
@@ -214,15 +222,34 @@ class VhostUser(Outside):
         queue.add_used(chain)
 
     def _revive(self) -> None:
-        """Start the back end again and give it the rings; it goes on where its predecessor ended."""
-        with self.lock:
-            if self._front is not None or not self.doorbells:
-                return
+        """Start the back end again, on a thread of its own."""
+
+        def find() -> None:
             try:
-                self._meet()
+                front = self._meet()
             except UnikvmError as error:
-                self._lost(error.message)
+                why = error.message
+                self.loop.call_soon(lambda: self._not_found(why))
+            else:
+                self.loop.call_soon(lambda: self._found(front))
+
+        with self.lock:
+            if self._front is None and self.doorbells:
+                self._reviver = Thread(find, "revive")
+                self._reviver.start()
+
+    def _not_found(self, why: str) -> None:
+        with self.lock:
+            if self.doorbells:
+                self._lost(why)
+
+    def _found(self, front: FrontEnd) -> None:
+        """Give a successor the rings; it goes on where its predecessor ended."""
+        with self.lock:
+            if not self.doorbells:
+                front.close()
                 return
+            self._adopt(front)
             self._say(f"{self.backend.name} is back")
             if self.status & VIRTIO_CONFIG_S_DRIVER_OK:
                 recorded = self._inflight is not None

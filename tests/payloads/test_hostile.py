@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guests that mean harm: garbage in every register, forged rings, resets in the middle of work, floods.
+
+Each attack is on every device of a machine but one disk, which has to go on working; afterwards the VMM lives, has not
+grown, and is idle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from unikvm.machine.machine import Machine
+from unikvm.vhost import storage, virtiofsd
+from unikvm.virtio.blk import Blk
+from unikvm.virtio.console import Console
+from unikvm.virtio.device import VirtioDevice
+from unikvm.virtio.fs import Fs
+from unikvm.virtio.net import Net
+from unikvm.virtio.port import Port
+from unikvm.virtio.rng import Rng
+from unikvm.virtio.vhostblk import VhostBlk
+
+SECONDS = 120.0
+GROWTH = 24 << 20  # bytes that a run may leave in use
+IDLE_SECONDS = 0.4
+BUSY = 0.1  # of a processor: more is not idle
+
+
+class Everything:
+    """One of each device, and what is at their other ends. `said`: what the user was told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.said: list[str] = []
+        self._folder = folder
+        self._source, self._typing = os.pipe()
+        self._reader, self._sink = os.pipe()
+        os.set_blocking(self._reader, False)
+
+    def devices(self) -> tuple[VirtioDevice, ...]:
+        from unikvm.virtio import hub
+
+        say = self.said.append
+        (self._folder / "hub").mkdir()
+        place = hub.Hub(str(self._folder / "hub"))
+        console = Console(Port(source=self._source, sink=self._sink), [Port("one", sink=self._sink)])
+        devices: list[VirtioDevice] = [Rng(), console, Net(place, lambda: place, mtu=hub.MTU, mac=bytes(6), say=say)]
+        devices.append(Blk(self.image("attacked"), queues=2))
+        binary = virtiofsd.find()
+        if binary:
+            devices.append(Fs("tag", virtiofsd.serve(binary, str(self._folder), readonly=True), say=say))
+        if shutil.which(storage.BINARY):
+            backend = storage.serve(self.image("there"), kind="raw", readonly=False, writethrough=True)
+            devices.append(VhostBlk(backend, say=say))
+        devices.append(Blk(self.image("witness")))
+        return tuple(devices)
+
+    def image(self, name: str) -> str:
+        path = self._folder / name
+        path.write_bytes(bytes(1 << 20))
+        return str(path)
+
+    def close(self) -> None:
+        for fd in (self._source, self._typing, self._reader, self._sink):
+            os.close(fd)
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> Iterator[Everything]:
+    it = Everything(tmp_path)
+    yield it
+    it.close()
+
+
+def resident() -> int:
+    """Bytes of memory that this process has, without guests'."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no RssAnon")
+
+
+def idle(seconds: float = IDLE_SECONDS) -> float:
+    """What part of a processor this process takes."""
+    before = time.process_time()
+    time.sleep(seconds)
+    return (time.process_time() - before) / seconds
+
+
+def attack(
+    payload: Callable[[str], str], everything: Everything, words: str, *, transport: str = "pci", testdev: bool = False
+) -> None:
+    before = resident()
+    with Machine(
+        kernel=payload("hostile.elf"),
+        cmdline=f"{words} {transport}",
+        console="serial",
+        memory="16M",
+        transport=transport,
+        devices=everything.devices(),
+        say=everything.said.append,
+        testdev=testdev,
+    ) as machine:
+        machine.start()
+        end = time.monotonic() + SECONDS
+        while not machine.console.endswith(b"\nalive\n"):
+            assert machine._events.empty(), (machine.wait(), bytes(machine.console[-200:]))
+            assert time.monotonic() < end, bytes(machine.console[-200:])
+            time.sleep(0.01)
+        busy = idle()
+        assert machine._events.empty(), machine.wait()
+        assert busy < BUSY, f"{busy:.0%} of a processor is busy with a guest that sleeps"
+        assert resident() - before < GROWTH
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("what", ["config", "registers"])
+def test_garbage(payload: Callable[[str], str], everything: Everything, what: str, seed: int) -> None:
+    attack(payload, everything, f"{what} seed={seed}")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_garbage_over_mmio(payload: Callable[[str], str], everything: Everything, seed: int) -> None:
+    attack(payload, everything, f"registers seed={seed}", transport="mmio")
+
+
+@pytest.mark.parametrize("testdev", [False, True])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_garbage_to_ports(payload: Callable[[str], str], everything: Everything, seed: int, testdev: bool) -> None:
+    attack(payload, everything, f"ports seed={seed}", testdev=testdev)
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_forged_rings(payload: Callable[[str], str], everything: Everything, transport: str) -> None:
+    attack(payload, everything, "rings", transport=transport)
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_resets_in_the_middle(payload: Callable[[str], str], everything: Everything, transport: str) -> None:
+    attack(payload, everything, "resets seed=5", transport=transport)
+
+
+def test_doorbells_without_end(payload: Callable[[str], str], everything: Everything) -> None:
+    attack(payload, everything, "bells")
