@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * A guest that means harm, by a word of its command line: `config`, `registers`, `ports`, `rings`, `resets`, `bells`,
- * from `seed=` (1) on, `rounds=` (1) times. The last disk is left alone, and has to work after each attack. At the end
+ * `flood`, from `seed=` (1) on, `rounds=` (1) times. The last disk is left alone, and has to work after each attack. At the end
  * it says `alive`, and sleeps. What a guest may do to itself (switch off, reset, stop its own processor) is left out.
  */
 #include "virtio.h"
@@ -441,6 +441,27 @@ static void attack_bells(void)
 	}
 }
 
+/* Text to the console, as fast as its reader takes it. */
+static void attack_flood(void)
+{
+	uint32_t n, i;
+
+	if (!find_device(&target, witness.mmio, TYPE_CONSOLE, 0))
+		fail("no console");
+	start_target(1, EVENT_IDX);
+	for (i = 0; i < sizeof(scratch); i++)
+		scratch[i] = 'x';
+	for (i = 0; i < RING; i++)
+		describe(&ring, i, scratch + 4096 * i, 4096, 0);
+	for (n = 0; n < 20000; n++) {
+		while ((uint16_t)(ring.available.idx - ring.used.idx) < RING)
+			offer(&ring, ring.available.idx % RING);
+		notify(&target, 1);
+		if (!(n & 1023))
+			others_live();
+	}
+}
+
 int main(void)
 {
 	uint32_t rounds = option("rounds", 1);
@@ -461,6 +482,8 @@ int main(void)
 			attack_resets();
 		if (has_word("bells"))
 			attack_bells();
+		if (has_word("flood"))
+			attack_flood();
 	}
 	others_live();
 	print("\nalive\n");

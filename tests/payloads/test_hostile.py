@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from unikvm.errors import TIMEOUT
 from unikvm.machine.machine import Machine
 from unikvm.vhost import storage, virtiofsd
 from unikvm.virtio.blk import Blk
@@ -26,6 +29,7 @@ from unikvm.virtio.port import Port
 from unikvm.virtio.rng import Rng
 from unikvm.virtio.vhostblk import VhostBlk
 
+MAIN = Path(__file__).resolve().parents[2] / "tools/kvm/unikvm/__main__.py"
 SECONDS = 120.0
 GROWTH = 24 << 20  # bytes that a run may leave in use
 IDLE_SECONDS = 0.4
@@ -37,6 +41,7 @@ class Everything:
 
     def __init__(self, folder: Path) -> None:
         self.said: list[str] = []
+        self.got = 0  # bytes from the console
         self._folder = folder
         self._source, self._typing = os.pipe()
         self._reader, self._sink = os.pipe()
@@ -64,6 +69,13 @@ class Everything:
         path = self._folder / name
         path.write_bytes(bytes(1 << 20))
         return str(path)
+
+    def read_slowly(self) -> None:
+        """What the console's reader does."""
+        try:
+            self.got += len(os.read(self._reader, 4096))
+        except BlockingIOError:
+            pass
 
     def close(self) -> None:
         for fd in (self._source, self._typing, self._reader, self._sink):
@@ -109,6 +121,7 @@ def attack(
         machine.start()
         end = time.monotonic() + SECONDS
         while not machine.console.endswith(b"\nalive\n"):
+            everything.read_slowly()
             assert machine._events.empty(), (machine.wait(), bytes(machine.console[-200:]))
             assert time.monotonic() < end, bytes(machine.console[-200:])
             time.sleep(0.01)
@@ -147,3 +160,40 @@ def test_resets_in_the_middle(payload: Callable[[str], str], everything: Everyth
 
 def test_doorbells_without_end(payload: Callable[[str], str], everything: Everything) -> None:
     attack(payload, everything, "bells")
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_a_console_flood(payload: Callable[[str], str], everything: Everything, transport: str) -> None:
+    """What its reader does not take stays in the guest's memory."""
+    attack(payload, everything, "flood", transport=transport)
+    assert everything.got > 1 << 16
+
+
+@pytest.mark.parametrize("end", ["--timeout", "SIGTERM"])
+def test_a_reader_who_stands_still_does_not_keep_the_run_from_ending(payload: Callable[[str], str], end: str) -> None:
+    """The serial port's thread waits for him."""
+    arguments = ["run", "--host", "local", "--no-kernel-half", "-p", "out n=100000000 port=0x3f8"]
+    arguments += ["--timeout", "3"] if end == "--timeout" else []
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(MAIN), *arguments, payload("storm.elf")], stdout=subprocess.PIPE
+    )
+    try:
+        if end == "SIGTERM":
+            time.sleep(3)
+            process.terminate()
+        status = process.wait(SECONDS)
+    finally:
+        process.kill()
+    assert process.stdout is not None
+    assert len(process.stdout.read()) > 60000, "it did not have to wait"
+    assert status == TIMEOUT if end == "--timeout" else status
+
+
+def test_a_reader_who_has_gone_does_not_end_the_run(payload: Callable[[str], str]) -> None:
+    command = [sys.executable, "-I", "-S", str(MAIN), "run", "--host", "local", "--no-kernel-half"]
+    with subprocess.Popen(
+        [*command, "-p", "out n=10000 port=0x3f8", payload("storm.elf")], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(SECONDS) == 0

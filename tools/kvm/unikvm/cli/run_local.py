@@ -7,7 +7,7 @@ import os
 
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
-from unikvm.cli.terminal import EscapeFilter, on_resize, raw_mode, say, window_size
+from unikvm.cli.terminal import EscapeFilter, Output, on_resize, raw_mode, say, window_size
 from unikvm.errors import CannotRun
 from unikvm.machine.events import CommandExit, Event, Panic, PowerOff, Reset
 from unikvm.machine.machine import Machine
@@ -153,7 +153,7 @@ class _Guest:
         self._on_virtio = False
         self._typing = not plan.command or plan.tty
         self._escape = EscapeFilter(lambda: self._leave(), lambda text: os.write(1, text))
-        self._output_fd = 2 if plan.command and not plan.tty else 1
+        self._output = Output(2 if plan.command and not plan.tty else 1)
         self._panics: Callable[[bytes], None] = lambda _data: None
         self.devices: tuple[VirtioDevice, ...] = self._make_devices() if plan.linux else ()
 
@@ -183,7 +183,7 @@ class _Guest:
         if plan.config.console == "virtio":
             console = Port(
                 source=0 if self._typing else None,
-                sink=self._output_fd,
+                sink=self._output.fd,
                 tap=lambda data: self._panics(data),
                 on_guest_open=self._console_open,
                 transform=self._escape.feed if plan.tty else None,
@@ -197,15 +197,14 @@ class _Guest:
         """What the serial port sends; nothing while the guest's console, which says the same, is the virtio one."""
         if self._on_virtio:
             return
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._output_fd, view) :]
+        self._output.write(data)
 
     def connect(self, machine: Machine) -> None:
         """The machine exists: its events, its serial port's input, its watchdog."""
         self._leave = machine.stop
         self._panics = machine.parts.panics.feed
         self._post = machine.post
+        self._output.ended = lambda: machine.ending
         loop = machine.parts.io.loop
         if self._agent is not None:
             self._agent.start(loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import sys
 import termios
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 ESCAPE = 0x01  # Ctrl-A, as QEMU's
+PATIENCE_MS = 100  # from the end of a run to that of a thread that waits for a slow reader
+SURE_BYTES = 512  # _POSIX_PIPE_BUF: what is written at once where there is room at all
 HELP = b"\r\nCtrl-A h  this help\r\nCtrl-A x  leave: end the guest\r\nCtrl-A a  send Ctrl-A\r\n"
 
 
@@ -60,6 +63,30 @@ def end_on_signals() -> None:
 
     for number in (SIGTERM, SIGHUP):
         signal(number, leave)
+
+
+class Output:
+    """A descriptor that what a guest prints goes to, from a vCPU's thread. A reader who does not read holds the guest
+    up, but not its end: `ended` says when to give up. What is for a reader who is gone is lost.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.ended: Callable[[], bool] = lambda: False
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left and self.fd >= 0:
+            # A signal would not get the thread out of write(), which Python then calls again.
+            if self._poll.poll(PATIENCE_MS):
+                try:
+                    left = left[os.write(self.fd, left[:SURE_BYTES]) :]
+                except OSError:
+                    self.fd = -1
+            elif self.ended():
+                return
 
 
 class EscapeFilter:

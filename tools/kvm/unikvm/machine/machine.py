@@ -144,6 +144,11 @@ class Machine:
             time.sleep(0.005)
         return bytes(self.console)
 
+    @property
+    def ending(self) -> bool:
+        """Whether the run is over: an `output` that waits for somebody has to give up then, as its vCPU must end."""
+        return self._end is not None or self._closed
+
     def stop(self) -> None:
         """End the run from outside; `wait` then gives `Stopped` unless the guest was faster."""
         self._events.put(Stopped())
