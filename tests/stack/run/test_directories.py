@@ -3,62 +3,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from unikvm.cli.directories import GUEST_MODULES
+from stack.run import hosted
+from stack.run.hosted import command, run, sh
 from unikvm.errors import CANNOT_RUN
-from unikvm.hostvm.config import HostConfig
-from unikvm.hostvm.host import Exit, HostVm
-from unikvm.images.artifacts import LAUNCHER, init_binary
-from unikvm.images.guest import MODULES, guest_initramfs
-from unikvm.images.kernel import Kernel, find_kernel
-from unikvm.images.vmlinux import vmlinux
+from unikvm.hostvm.host import HostVm
 from unit.vhost.peer import make_qcow2
 
-SECONDS = 120.0
 MANY = 5000  # files: more than a guest reads in a second
-RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "60"]
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Kernel:
-    """The guest's kernel, with what is made of it in the cache: the host VM cannot write there."""
-    found = find_kernel()
-    vmlinux(found.image)
-    guest_initramfs(found, init=init_binary(), modules=(*MODULES, *GUEST_MODULES))
-    return found
-
-
-@pytest.fixture(scope="module")
-def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("share")
-
-
-@pytest.fixture(scope="module")
-def host(kernel: Kernel, share: Path) -> Iterator[HostVm]:
-    with HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),))) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
 def no_orphans(host: HostVm) -> Iterator[None]:
-    """However a run ended, its file servers ended with it."""
-    yield
-    end = time.monotonic() + 10
-    while host.exec(["pgrep", "virtiofsd"], timeout=20).status == 0:
-        assert time.monotonic() < end, "a virtiofsd is left"
-
-
-def run(host: HostVm, *arguments: str, cwd: str = "/", stdin: bytes = b"") -> Exit:
-    return host.exec([*RUN, *arguments], cwd=cwd, stdin=stdin, timeout=SECONDS)
-
-
-def sh(host: HostVm, script: str) -> Exit:
-    return host.exec(["sh", "-c", script], timeout=SECONDS)
+    yield from hosted.no_orphans(host, "virtiofsd")
 
 
 @pytest.mark.parametrize("transport", ["pci", "mmio"])
@@ -117,9 +78,9 @@ def test_refusals_are_one_line(host: HostVm) -> None:
 def test_kill_9_of_the_file_server_gives_the_guest_errors(host: HostVm, share: Path) -> None:
     """While it reads and writes: the guest's process gets an error, and the run ends with its status."""
     script = f"while echo x >> {share}/grows; do read y < {share}/grows; done 2>/tmp/why; cat /tmp/why; exit 7"
-    command = " ".join([*RUN, "--rwdir", str(share), "--", "sh", "-c", f"'{script}'"])
+    guest = command("--rwdir", str(share), "--", "sh", "-c", script)
     done = sh(
-        host, f"{command} & while ! test -s {share}/grows; do sleep 0.1; done; sleep 1; pkill -9 virtiofsd; wait $!"
+        host, f"{guest} & while ! test -s {share}/grows; do sleep 0.1; done; sleep 1; pkill -9 virtiofsd; wait $!"
     )
     assert done.status == 7, done.stderr
     assert b"endpoint is not connected" in done.stdout, done.stdout
@@ -132,8 +93,8 @@ def test_kill_9_of_the_roots_file_server(host: HostVm, share: Path) -> None:
     for number in range(MANY):
         (share / f"file{number}").write_text("line\n")
     script = f"i=0; while test $i -lt {MANY}; do read x < {share}/file$i || exit 7; echo .; i=$((i+1)); done"
-    command = " ".join([*RUN, "--root", "/", "--", "sh", "-c", f"'{script}'"])
-    done = sh(host, f"{command} > /tmp/out & until test -s /tmp/out; do sleep 0.1; done; pkill -9 virtiofsd; wait $!")
+    guest = command("--root", "/", "--", "sh", "-c", script)
+    done = sh(host, f"{guest} > /tmp/out & until test -s /tmp/out; do sleep 0.1; done; pkill -9 virtiofsd; wait $!")
     assert done.status in (7, 119), done.stderr
     assert b"is lost: signal 9 ended it" in done.stderr
     assert done.status == 7 or b"ended with status 135" in done.stderr
@@ -141,8 +102,8 @@ def test_kill_9_of_the_roots_file_server(host: HostVm, share: Path) -> None:
 
 def test_kill_9_of_the_front_end_leaves_no_file_server(host: HostVm) -> None:
     """`no_orphans` looks."""
-    command = " ".join([*RUN, "--root", "/", "--", "sleep", "60"])
-    done = sh(host, f"{command} & while ! pgrep virtiofsd; do sleep 0.1; done; sleep 2; kill -9 $!; wait $!")
+    guest = command("--root", "/", "--", "sleep", "60")
+    done = sh(host, f"{guest} & while ! pgrep virtiofsd; do sleep 0.1; done; sleep 2; kill -9 $!; wait $!")
     assert done.status == 128 + 9
 
 

@@ -16,27 +16,13 @@ from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import Exit, HostVm
 from unikvm.images.artifacts import LAUNCHER, init_binary, kernel_half
 from unikvm.images.guest import guest_initramfs
-from unikvm.images.kernel import Kernel, find_kernel
+from unikvm.images.kernel import Kernel
 from unikvm.images.vmlinux import vmlinux
 from unikvm.observe.reasons import module_parameters
 from unikvm.units import GIB
 
 Run = Callable[..., Exit]
 SECONDS = 120.0
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Kernel:
-    """The guest's kernel, with its vmlinux and initramfs in the cache: the host VM cannot write there."""
-    found = find_kernel()
-    vmlinux(found.image)
-    guest_initramfs(found, init=init_binary())
-    return found
-
-
-@pytest.fixture(scope="module")
-def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("share")
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,10 @@ from __future__ import annotations
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.images.artifacts import LAUNCHER, init_binary
-from unikvm.images.guest import guest_initramfs
-from unikvm.images.kernel import find_kernel
-from unikvm.images.vmlinux import vmlinux
+from unikvm.images.kernel import Kernel
 
 
-def test_the_kernel_half_is_loaded_when_it_is_not() -> None:
-    kernel = find_kernel()
-    vmlinux(kernel.image)
-    guest_initramfs(kernel, init=init_binary())
+def test_the_kernel_half_is_loaded_when_it_is_not(kernel: Kernel) -> None:
     with HostVm(HostConfig(kernel=kernel, init=init_binary())) as host:
         done = host.exec([LAUNCHER, "run", "--host", "local", "--exits", "--", "echo", "up"], timeout=120)
         assert (done.status, done.stdout) == (0, b"up\n"), done.stderr

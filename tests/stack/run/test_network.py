@@ -4,70 +4,22 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from unikvm.cli import network
-from unikvm.cli.directories import GUEST_MODULES
+from stack.run import hosted
+from stack.run.hosted import command, run, sh
 from unikvm.errors import CANNOT_RUN
-from unikvm.hostvm.config import HostConfig
-from unikvm.hostvm.host import Exit, HostVm
-from unikvm.images.artifacts import LAUNCHER, init_binary
-from unikvm.images.guest import MODULES, OPTIONAL_MODULES, guest_initramfs
-from unikvm.images.kernel import Kernel, find_kernel
-from unikvm.images.vmlinux import vmlinux
+from unikvm.hostvm.host import HostVm
 
-SECONDS = 120.0
-RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "80"]
 SIZE = 3_000_000  # of the file that is fetched
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Kernel:
-    """The guest's kernel, with what is made of it in the cache: the host VM cannot write there."""
-    found = find_kernel()
-    vmlinux(found.image)
-    optional = (*OPTIONAL_MODULES, *network.OPTIONAL_MODULES)
-    for more in ((), GUEST_MODULES):
-        modules = (*MODULES, *more, *network.GUEST_MODULES)
-        guest_initramfs(found, init=init_binary(), modules=modules, optional=optional)
-    return found
-
-
-@pytest.fixture(scope="module")
-def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("share")
-
-
-@pytest.fixture(scope="module")
-def host(kernel: Kernel, share: Path) -> Iterator[HostVm]:
-    config = HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),), modules=network.HOST_MODULES)
-    with HostVm(config) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
 def no_orphans(host: HostVm) -> Iterator[None]:
-    """However a run ended, its passt ended with it."""
-    yield
-    end = time.monotonic() + 10
-    while host.exec(["pgrep", "passt"], timeout=20).status == 0:
-        assert time.monotonic() < end, "a passt is left"
-
-
-def run(host: HostVm, *arguments: str) -> Exit:
-    return host.exec([*RUN, *arguments], timeout=SECONDS)
-
-
-def command(*arguments: str) -> str:
-    return shlex.join([*RUN, *arguments])
-
-
-def sh(host: HostVm, script: str) -> Exit:
-    return host.exec(["sh", "-c", script], timeout=SECONDS)
+    yield from hosted.no_orphans(host, "passt")
 
 
 def serving(script: str, directory: str = "/tmp/www") -> str:
