@@ -187,6 +187,16 @@ def test_rearm_sees_what_came_in_between() -> None:
     assert pair.queue.rearm()
 
 
+def test_rearm_for_several_at_once() -> None:
+    """Fewer than were asked for are no reason to go on, and the driver sees the wish."""
+    pair = Pair(EVENT_IDX)
+    pair.ring.add([], [(0x2000, 1)])
+    assert not pair.queue.rearm(2)
+    assert pair.ring.avail_event() == 1
+    pair.ring.add([], [(0x2000, 1)])
+    assert pair.queue.rearm(2)
+
+
 def test_one_doorbell_serves_a_ring_at_most(pair: Pair) -> None:
     """A driver that adds while the device serves must not keep the io thread."""
     served = 0

@@ -136,6 +136,7 @@ class Port:
         self._pending = bytearray()  # for the guest, before what is still in the source
         self._ended = False  # the host's side closes when `_pending` is out
         self._held: deque[Chain] = deque()  # receive chains with room
+        self._depth = 0  # the most receive chains that the driver has had in the ring at once
         self._blocked: Chain | None = None  # transmit chain that the sink did not take whole
         self._blocked_len = 0  # bytes of it at first
         self._resume = 0  # bytes of the next transmit chain that went out before a snapshot
@@ -203,6 +204,7 @@ class Port:
         """Forget the chains of `queue`."""
         if queue is self._receive:
             self._held.clear()
+            self._depth = 0
         elif self._blocked is not None:
             self._blocked = None
             if self._sink_watch is not None:
@@ -281,14 +283,16 @@ class Port:
     def _gather(self) -> bool:
         """Hold up to BATCH receive chains.
 
-        False when the guest has none; its next one rings the doorbell then.
+        False when the guest has none. The doorbell rings then when half of those have come back that it had before:
+        a driver gives each back as soon as its bytes are read, and one at a time would be a doorbell a page.
         """
         queue = self._receive
         held = self._held
+        self._depth = max(self._depth, min(queue.distance(), queue.size))
         while len(held) < BATCH:
             chain = queue.pop()
             if chain is None:
-                if held or not queue.rearm():
+                if held or not queue.rearm(max(1, self._depth // 2)):
                     break
             elif chain.writable_len:
                 held.append(chain)

@@ -230,15 +230,17 @@ class Queue:
         self._last_avail = (last + 1) & 0xFFFF
         return self._walk(head)
 
-    def rearm(self) -> bool:
-        """Ask to be notified of the next available buffer (§2.7.10). True when one came in the meantime."""
+    def rearm(self, ahead: int = 1) -> bool:
+        """Ask to be notified of the next available buffer (§2.7.10), or where the driver knows such wishes, of the
+        `ahead`th. True when that many came in the meantime."""
         if self._event_idx:
-            self._used_ring[2 + 4 * self.size] = self._last_avail
+            self._used_ring[2 + 4 * self.size] = (self._last_avail + ahead - 1) & 0xFFFF
             # A full fence: the store of the event index must be visible before the available index is read
             # again, or driver and device both believe that the other one has seen their store. On x86 taking
             # a lock is one.
             self._fence.acquire()
             self._fence.release()
+            return (self._avail_ring[1] - self._last_avail) & 0xFFFF >= ahead
         return self._avail_ring[1] != self._last_avail
 
     def used_index(self) -> int:
