@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from unikvm.cli.disks import parse_disk
@@ -11,6 +15,7 @@ from unikvm.cli.parser import command_parser
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.machine.config import Disk
 
+TREE = Path(__file__).resolve().parents[3]
 SCREEN = 50  # lines of a terminal
 
 
@@ -64,3 +69,11 @@ def test_disks() -> None:
             parse_disk(text)
     with pytest.raises(CannotRun, match="'rw' is not understood"):
         parse_disk("a.img,rw")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors(closed: str) -> None:
+    """What is opened first must not take their place, and the status is as ever."""
+    script = f'"$0" -I -S "$1" nonsense {closed}'
+    argv = ["sh", "-c", script, sys.executable, str(TREE / "tools/kvm/unikvm/__main__.py")]
+    assert subprocess.run(argv, stderr=subprocess.PIPE, timeout=60, check=False).returncode == CANNOT_RUN

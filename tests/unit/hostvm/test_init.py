@@ -128,6 +128,36 @@ def test_input_without_a_reader_does_not_stop_anything(init: Init) -> None:
     assert (command.status, out) == (0, b"closed\n")
 
 
+def test_input_stays_where_it_is_while_the_command_wants_none(init: Init) -> None:
+    """Endless input does not keep init busy, nor the command's end from being told."""
+    init.ctl.send(wire.exec_line(["/bin/sh", "-c", "exec <&-; sleep 2; exit 6"]))
+    assert init.line()[0] == "ok"
+    sent = 0
+    while sent < 5_000_000 and select.select([], [init.stdin], [], 0.5)[1]:
+        sent += init.stdin.send(b"y" * 50_000)
+    assert sent < 5_000_000
+    assert init.line() == ["exit", "code", "6", "0", "0"]
+    init.send("eof", str(sent))
+    assert init.shell("cat", b"mine")[1] == b"mine"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_hang_up_of_an_output(init: Init, name: str) -> None:
+    """The command gets SIGPIPE; what it has written before counts as far as it went out."""
+    redirection = "" if name == "stdout" else ">&2"
+    init.ctl.send(wire.exec_line(["/bin/sh", "-c", f"exec yes {redirection}"]) + wire.encode("eof", "0"))
+    assert init.line()[0] == "ok"
+    port = init.stdout if name == "stdout" else init.stderr
+    assert select.select([port], [], [], PATIENCE)[0]
+    init.send(*wire.hangup(f"unikvm.{name}"))
+    verb, kind, number, *counts = init.line()
+    assert (verb, kind, int(number)) == ("exit", "signal", signal.SIGPIPE)
+    arrived = 0
+    while select.select([port], [], [], 0.2)[0]:
+        arrived += len(port.recv(1 << 20))
+    assert sorted(map(int, counts)) == [0, arrived]
+
+
 def test_output_of_a_dead_command_is_kept(init: Init) -> None:
     """The command dies with a full pipe behind it, and a child that keeps the pipe open does not hold up the end."""
     command, out, _ = init.shell("sleep 30 & head -c 65536 /dev/zero; kill -9 $$")

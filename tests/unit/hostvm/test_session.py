@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import time
 import pytest
 
 from unikvm import wire
-from unikvm.errors import HANG, UnikvmError
+from unikvm.errors import HANG, CannotRun, UnikvmError
 from unikvm.hostvm import session as session_module
 from unikvm.hostvm.session import Session
 from unikvm.hostvm.watchdog import HostError
@@ -207,3 +208,22 @@ def test_death_is_told_with_whether_output_was_seen(front: Front) -> None:
     assert caught.value.kind == "host-died"
     assert caught.value.output_seen
     assert front.out == b"first\n"
+
+
+def test_a_command_whose_output_nobody_reads(front: Front) -> None:
+    def gone(_data: bytes) -> None:
+        raise BrokenPipeError
+
+    request = wire.exec_line(["yes"])
+    command, _ = front.session.run(request, None, gone, front.err.extend)
+    assert command.signal == signal.SIGPIPE
+    assert front.run("echo next")[0].status == 0
+    assert front.out == b"next\n"
+
+
+def test_output_that_there_is_no_room_for(front: Front) -> None:
+    def full(_data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CannotRun, match="stdout cannot be written: No space left"):
+        front.session.run(wire.exec_line(["echo", "text"]), None, full, front.err.extend)

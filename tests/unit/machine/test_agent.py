@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -20,7 +21,8 @@ class Peer:
     def __init__(self, **options: object) -> None:
         self.events: list[Event] = []
         null = os.open(os.devnull, os.O_RDWR)
-        self.agent = Agent(("true",), self.events.append, console=True, stdin=null, **options)  # type: ignore[arg-type]
+        options.setdefault("console", True)
+        self.agent = Agent(("true",), self.events.append, stdin=null, **options)  # type: ignore[arg-type]
         os.close(null)
         self.sent: list[bytes] = []
         ctl = self.agent.ports[0]
@@ -114,3 +116,15 @@ def test_files_are_written_out_before_the_end() -> None:
     assert not done
     peer.says("ok")
     assert done == [True]
+
+
+@pytest.mark.parametrize(("number", "outcome"), [(errno.EPIPE, None), (errno.ENOSPC, CANNOT_RUN)])
+def test_output_that_cannot_be_written(number: int, outcome: int | None) -> None:
+    """Nobody reads: the command is told. No room: the run is no success, whatever the command says."""
+    peer = Peer(console=False)
+    for port in peer.agent.ports:
+        if port.name == wire.PORT_STDOUT:
+            assert port._on_sink_lost is not None
+            port._on_sink_lost(OSError(number, os.strerror(number)))
+    assert [event.outcome for event in peer.events] == ([] if outcome is None else [outcome])
+    assert peer.sent == ([b"hangup stdout\n"] if outcome is None else [])

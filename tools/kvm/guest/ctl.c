@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <linux/random.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -336,6 +337,8 @@ static void obey(struct words *w)
 		job_winsize(atoi(w->v[1]), atoi(w->v[2]));
 	} else if (!strcmp(verb, "signal") && w->n == 2) {
 		job_signal(atoi(w->v[1]));
+	} else if (!strcmp(verb, "hangup") && w->n == 2) {
+		job_hangup(strcmp(w->v[1], "stderr") ? PORT_STDOUT : PORT_STDERR);
 	} else if (!strcmp(verb, "poweroff")) {
 		power_off();
 	} else if (!strcmp(verb, "exec")) {
@@ -405,7 +408,10 @@ void ctl_serve(void)
 {
 	struct pollfd fds[2 + JOB_POLL];
 	int signal_fd = signals();
+	struct sched_param param = { 0 };
 
+	/* A command that writes line by line is not interrupted at each: its output is moved on in larger pieces. */
+	sched_setscheduler(0, SCHED_BATCH | SCHED_RESET_ON_FORK, &param);
 	ctl_send("ready", PROTOCOL, NULL);
 	for (;;) {
 		fds[0] = (struct pollfd){ .fd = port_fd[PORT_CTL], .events = POLLIN };

@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define PROTOCOL	"2"	/* wire.PROTOCOL of the user half */
+#define PROTOCOL	"3"	/* wire.PROTOCOL of the user half */
 #define PORT_PATIENCE	15000	/* ms until a missing port is an error */
 
 enum port { PORT_CTL, PORT_STDIN, PORT_STDOUT, PORT_STDERR, PORT_COUNT };
@@ -60,6 +60,7 @@ const char *job_start(struct words *words, pid_t *pid);
 void job_eof(uint64_t total);
 void job_winsize(unsigned int cols, unsigned int rows);
 void job_signal(int signum);
+void job_hangup(enum port port);	/* PORT_STDOUT or PORT_STDERR */
 void job_reaped(pid_t pid, int status);
 void job_poll(struct pollfd *fds);
 void job_pump(void);

@@ -24,6 +24,8 @@
 #include <unistd.h>
 
 #define STREAM_BUF	65536
+#define PIPE_SIZE	(256 << 10)	/* bytes: fewer changes between the command and init */
+#define TURNS		16	/* buffers of input before the rest has its turn */
 #define EOF_UNKNOWN	UINT64_MAX
 
 struct stream {
@@ -104,16 +106,43 @@ static bool input_complete(void)
 	return job.in.moved == job.stdin_total;
 }
 
+/*
+ * Fill the buffer from the port: a read gives a page at most, and a write to a
+ * pipe wakes its reader. False where the other end of the port is closed.
+ */
+static bool input_fill(struct stream *s)
+{
+	uint64_t left = job.stdin_total - s->moved;
+	size_t want = left < sizeof(s->buf) ? left : sizeof(s->buf);
+	ssize_t n = 1;
+
+	s->start = 0;
+	while (s->len < want && n > 0) {
+		do {
+			n = read(s->from, s->buf + s->len, want - s->len);
+		} while (n < 0 && errno == EINTR);
+		if (n > 0)
+			s->len += n;
+	}
+	s->moved += s->len;
+	return n > 0 || (n < 0 && errno == EAGAIN) || s->len;
+}
+
+/* Does the command take input, or is what it left to be dropped? One that closed its stdin leaves it where it is. */
+static bool input_wanted(void)
+{
+	return job.in.from >= 0 && (!job.pid || job.in.to >= 0 || input_complete());
+}
+
 /* From the port to the command, no more than belongs to it. */
 static void pump_input(void)
 {
 	struct stream *s = &job.in;
-	uint64_t want;
-	ssize_t n;
+	int turn;
 
-	for (;;) {
+	for (turn = 0;; turn++) {
 		stream_flush(s);
-		if (s->len || s->from < 0)
+		if (s->len || !input_wanted())
 			return;
 		if (input_complete()) {
 			if (job.tty == TTY_PTY && s->to >= 0 && write(s->to, "\004", 1) < 0)
@@ -122,19 +151,12 @@ static void pump_input(void)
 			s->from = -1;	/* the port stays open for the next command */
 			return;
 		}
-		want = job.stdin_total - s->moved;
-		n = read(s->from, s->buf, want < sizeof(s->buf) ? want : sizeof(s->buf));
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EAGAIN)
+		if (turn == TURNS)
 			return;
-		if (n <= 0) {	/* the other end of the port is closed */
+		if (!input_fill(s))
 			job.stdin_total = s->moved;
-			continue;
-		}
-		s->moved += n;
-		s->start = 0;
-		s->len = n;
+		else if (!s->len)
+			return;
 	}
 }
 
@@ -164,6 +186,9 @@ static int connect_pipes(int theirs[3])
 		return errno;
 	theirs[2] = err[1];
 	job.err.from = err[0];
+	fcntl(in[1], F_SETPIPE_SZ, PIPE_SIZE);	/* one that stays smaller is slower, no more */
+	fcntl(out[0], F_SETPIPE_SZ, PIPE_SIZE);
+	fcntl(err[0], F_SETPIPE_SZ, PIPE_SIZE);
 	if (!nonblock(in[1]) || !nonblock(out[0]) || !nonblock(err[0]))
 		return errno;
 	job.in.from = port_fd[PORT_STDIN];
@@ -324,6 +349,22 @@ void job_reaped(pid_t pid, int status)
 	close_fd(&job.in.to);
 }
 
+/* Nobody reads a port any more: the command is to find that out, as in a pipeline. */
+void job_hangup(enum port port)
+{
+	struct stream *s = port == PORT_STDOUT ? &job.out : &job.err;
+
+	if (!job.pid)
+		return;
+	s->moved -= s->len;	/* never goes out */
+	s->len = 0;
+	close_fd(&s->from);
+	if (job.tty == TTY_PTY) {	/* all that is open of its master */
+		close_fd(&job.in.to);
+		close_fd(&job.tty_fd);
+	}
+}
+
 static void output_poll(const struct stream *s, struct pollfd *from, struct pollfd *to)
 {
 	*from = (struct pollfd){ .fd = s->len ? -1 : s->from, .events = POLLIN };
@@ -334,6 +375,8 @@ static void output_poll(const struct stream *s, struct pollfd *from, struct poll
 void job_poll(struct pollfd *fds)
 {
 	output_poll(&job.in, &fds[0], &fds[1]);
+	if (!input_wanted())
+		fds[0].fd = -1;
 	output_poll(&job.out, &fds[2], &fds[3]);
 	output_poll(&job.err, &fds[4], &fds[5]);
 }

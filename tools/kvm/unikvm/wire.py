@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PROTOCOL = "2"  # init.h: PROTOCOL
+PROTOCOL = "3"  # init.h: PROTOCOL
 PORT_CTL, PORT_STDIN, PORT_STDOUT, PORT_STDERR = PORTS = (
     "unikvm.ctl",
     "unikvm.stdin",
@@ -23,6 +23,11 @@ PORT_RELAY = "unikvm.relay"  # of a host VM: not init's, but the way to the cont
 
 _ENCODED = [bytes((b,)) if 0x20 < b < 0x7F and b != 0x25 else b"%%%02X" % b for b in range(256)]
 _DECODED = {b"%02X" % b: bytes((b,)) for b in range(256)}
+
+
+def hangup(port: str) -> tuple[str, str]:
+    """The request for init to close the command's end of an output port: nobody reads on."""
+    return "hangup", port.rpartition(".")[2]
 
 
 class WireError(ValueError):

@@ -102,8 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("unikvm: interrupted\n")
         return CANNOT_RUN
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on: the interpreter's flush must not fail again
-        return CANNOT_RUN
+        return CANNOT_RUN  # nobody reads on
     except Exception as error:
         if os.environ.get("UNIKVM_DEBUG"):
             raise
@@ -113,13 +112,25 @@ def main(argv: list[str] | None = None) -> int:
         return VMM_ERROR
 
 
+def open_standard_descriptors() -> None:
+    """Have all three: what is opened first would else take the place of one that the caller closed."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", closefd=False))
+
+
 def entry() -> None:
     """Run the command line and end the process with its status."""
+    open_standard_descriptors()
     status = main()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass  # nobody reads, or there is no room: the status counts
     # Nothing is left to do, and the interpreter's own tear-down takes longer than a payload.
-    sys.stderr.flush()
     os._exit(status)

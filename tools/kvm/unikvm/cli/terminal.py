@@ -140,5 +140,8 @@ def on_resize(callback: Callable[[int, int], None]) -> None:
 def say(line: str) -> None:
     """One line on stderr; on a raw terminal it needs its own carriage return."""
     end = "\r\n" if raw_mode.active else "\n"
-    sys.stderr.write(line + end)
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(line + end)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads on, which changes no outcome

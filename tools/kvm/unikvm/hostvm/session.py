@@ -13,10 +13,10 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from unikvm.errors import UnikvmError
+from unikvm.errors import CannotRun, UnikvmError
 from unikvm.hostvm.watchdog import HEARTBEAT, HostError, Watchdog
 from unikvm.sys.eventfd import EventFd
-from unikvm.wire import PORT_CTL, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Command, LineReader, encode
+from unikvm.wire import PORT_CTL, PORT_STDERR, PORT_STDIN, PORT_STDOUT, Command, LineReader, encode, hangup
 
 _CHUNK = 65536
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL when the time is over
@@ -97,6 +97,7 @@ class Session:
                     if not course.command.on_line(words):
                         raise UnikvmError(f"init answered {words[0]!r} out of turn")
                 course.announce_eof(self.send)
+                course.announce_hangups(self.send)
                 number = clock.due()
                 if number:
                     self.send("signal", str(number))
@@ -208,6 +209,7 @@ class _Course:
         self._pending = stdin if isinstance(stdin, bytes) else b""
         self._sent = 0
         self._announced = False
+        self._hangups: list[str] = []
 
     def wanted(self, ports: Mapping[str, socket.socket]) -> dict[int, int]:
         """What to poll for."""
@@ -250,7 +252,19 @@ class _Course:
         if data:
             self.output_seen = True
             self.command.on_output(port, len(data))
-            sink(data)
+            try:
+                sink(data)
+            except BrokenPipeError:  # the command finds out, as in a pipeline
+                self._sinks[port] = lambda _data: None
+                self._hangups.append(port)
+            except OSError as error:
+                raise CannotRun(f"{port.rpartition('.')[2]} cannot be written: {error.strerror}") from None
+
+    def announce_hangups(self, send: Callable[..., None]) -> None:
+        """Tell init of which output nobody reads any more."""
+        for port in self._hangups:
+            send(*hangup(port))
+        self._hangups.clear()
 
     def announce_eof(self, send: Callable[..., None], *, force: bool = False) -> None:
         """Tell init how long the stdin of a command that started was, once it is over or nobody reads it any more."""

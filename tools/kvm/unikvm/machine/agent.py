@@ -60,9 +60,7 @@ class Agent:
             self._stdin = Port(wire.PORT_STDIN, source=stdin, on_source_end=self._input_ended)
             # Its end is told on ctl: a port that closes before init has opened it would look like a missing one.
             self._stdin.keep_open = True
-            out = Port(wire.PORT_STDOUT, sink=stdout, on_sent=self._sent(wire.PORT_STDOUT))
-            err = Port(wire.PORT_STDERR, sink=stderr, on_sent=self._sent(wire.PORT_STDERR))
-            self.ports += (self._stdin, out, err)
+            self.ports += (self._stdin, self._output(wire.PORT_STDOUT, stdout), self._output(wire.PORT_STDERR, stderr))
 
     def start(self, loop: EventLoop) -> None:
         """Begin to watch over the guest. On the io thread, or before it runs."""
@@ -122,12 +120,21 @@ class Agent:
         elif words[0] == "error":
             self._end(VmmFailure(UnikvmError(f"in the guest: {words[-1]}", outcome=CANNOT_RUN)))
 
-    def _sent(self, port: str) -> Callable[[int], None]:
-        def count(size: int) -> None:
-            self._command.on_output(port, size)
+    def _output(self, name: str, sink: int) -> Port:
+        def sent(size: int) -> None:
+            self._command.on_output(name, size)
             self._finish()
 
-        return count
+        def lost(error: OSError) -> None:
+            if isinstance(error, BrokenPipeError):  # the command finds out, as in a pipeline
+                self._ctl.send(wire.encode(*wire.hangup(name)))
+            else:
+                message = f"{name.rpartition('.')[2]} cannot be written: {error.strerror}"
+                self._end(VmmFailure(UnikvmError(message, outcome=CANNOT_RUN)))
+
+        port = Port(name, sink=sink, on_sent=sent, on_sink_lost=lost)
+        port.keep_open = True  # what is under way arrives, and is dropped
+        return port
 
     def _input_ended(self, total: int) -> None:
         self._ctl.send(wire.encode("eof", str(total)))
