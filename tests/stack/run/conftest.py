@@ -12,6 +12,7 @@ from unikvm.cli import directories, network
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.images.artifacts import init_binary
+from unikvm.images.depmod import indexed
 from unikvm.images.guest import MODULES, OPTIONAL_MODULES, guest_initramfs
 from unikvm.images.kernel import Kernel, find_kernel
 from unikvm.images.vmlinux import vmlinux
@@ -22,6 +23,7 @@ def kernel() -> Kernel:
     """The guest's kernel, with its vmlinux, and an initramfs for each set of options."""
     found = find_kernel()
     vmlinux(found.image)
+    indexed(found.modules, found.release)
     for files in ((), directories.GUEST_MODULES):
         for net in ((), network.GUEST_MODULES):
             optional = (*OPTIONAL_MODULES, *(network.OPTIONAL_MODULES if net else ()))

@@ -13,6 +13,7 @@ from unikvm.cli.plan import Export, Plan, load
 from unikvm.cli.run import Options, quick_parse
 from unikvm.cli.run_local import _mounts
 from unikvm.errors import CannotRun
+from unikvm.images.depmod import INDEX
 from unikvm.machine.config import Config
 
 PLAN = Plan(Config(kernel="vmlinux"), linux=True, command=("true",))
@@ -134,15 +135,16 @@ def test_a_payload_has_no_files() -> None:
 def test_modules_are_bound_shared_or_there_already(root: Path, tmp_path: Path) -> None:
     plan = added("--root", str(root), "--rwdir", f"/w={tmp_path}")
     inside, outside = root / "cache/modules", tmp_path / "modules"
-    inside.mkdir(parents=True)
-    outside.mkdir()
-    assert directories.with_modules(plan, "6.1", str(inside)).binds == (("/cache/modules", "/lib/modules/6.1"),)
-    shared = directories.with_modules(plan, "6.1", str(outside))
+    for place in (inside, outside):
+        place.mkdir(parents=True)
+        (place / INDEX).touch()
+    assert directories.with_modules(plan, "6.1", str(inside), print).binds == (("/cache/modules", "/lib/modules/6.1"),)
+    shared = directories.with_modules(plan, "6.1", str(outside), print)
     assert shared.exports[-1] == Export("modules", str(outside), "/lib/modules/6.1", True)
     there = root / "lib/modules/6.1"
     there.mkdir(parents=True)
-    assert directories.with_modules(plan, "6.1", str(there)) == plan
-    assert directories.with_modules(PLAN, "6.1", str(inside)) == PLAN
+    assert directories.with_modules(plan, "6.1", str(there), print) == plan
+    assert directories.with_modules(PLAN, "6.1", str(inside), print) == PLAN
     flags = ["foreign"] if os.getuid() else []
     assert _mounts(shared) == [
         ("root", "virtiofs", "root", "", *flags),

@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from unikvm.cli.plan import Say
+
 ROOT_TAG = "root"
 MODULES_TAG = "modules"
 GUEST_MODULES = ("virtiofs", "overlay")  # beside those of every guest
@@ -60,10 +62,14 @@ def add(plan: Plan, args: Any) -> Plan:
     )
 
 
-def with_modules(plan: Plan, release: str, modules: str) -> Plan:
+def with_modules(plan: Plan, release: str, modules: str, say: Say) -> Plan:
     """`plan` with the guest kernel's modules (the directory `modules`) at /lib/modules/RELEASE of its root."""
+    from unikvm.images.depmod import indexed
+
     root = next((export for export in plan.exports if export.tag == ROOT_TAG), None)
     where = f"/lib/modules/{release}"
+    if root is not None and os.path.realpath(root.path + where) != os.path.realpath(modules):
+        modules = indexed(modules, release, say)
     if root is None or not modules or os.path.realpath(root.path + where) == os.path.realpath(modules):
         return plan
     inside = guest_path(os.path.realpath(modules), [root])

@@ -184,7 +184,7 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
         if plan.exports:
             from unikvm.cli.directories import GUEST_MODULES, with_modules
 
-            plan = with_modules(plan, found.release, found.modules)
+            plan = with_modules(plan, found.release, found.modules, tell)
             modules += GUEST_MODULES
         if plan.config.net is not None:
             from unikvm.cli import network
