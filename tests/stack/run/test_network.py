@@ -109,14 +109,24 @@ def test_a_forwarded_port(host: HostVm) -> None:
     assert len(sums) == 1, (done.stdout, done.stderr)
 
 
-def test_kill_9_of_passt_leaves_a_guest_without_a_link(host: HostVm) -> None:
+def test_kill_9_of_passt_is_got_over(host: HostVm) -> None:
+    """The link goes down and comes up; what the guest asks for then comes, and its forwarded port is there."""
     script = (
-        "while grep -q 1 /sys/class/net/eth0/carrier; do ping -c 1 -W 1 10.0.2.9 >/dev/null; done; echo down; exit 7"
+        "httpd -p 80 -h /; echo found > /index.html; wget -q -O /dev/null http://10.0.2.2:8000/big && echo before;"
+        "while ! test -e /gone; do test $(cat /sys/class/net/eth0/carrier) = 1 || echo > /gone; done;"
+        "while ! wget -q -O /got http://10.0.2.2:8000/big; do sleep 0.5; done; sha256sum < /got; sleep 30"
     )
-    guest = command("--net", "user", "--", "sh", "-c", script)
-    done = sh(host, f"{guest} & while ! pgrep passt >/dev/null; do sleep 0.1; done; sleep 9; pkill -9 passt; wait $!")
-    assert (done.status, done.stdout) == (7, b"down\n"), done.stderr
-    assert b"the user network is lost: signal 9 ended it" in done.stderr
+    guest = command("--net", "user", "--forward", "8080:80", "--", "sh", "-c", script)
+    fetch = "until wget -q -T 5 -t 1 -O - http://127.0.0.1:8080/ | grep found; do sleep 0.5; done"
+    kill = "until grep -q before /tmp/out; do sleep 0.1; done; pkill -9 passt"
+    wait = "until test $(wc -l < /tmp/out) = 2; do sleep 0.1; done"
+    both = f"{{ : > /tmp/out; {guest} > /tmp/out & {kill}; {wait}; {fetch}; cat /tmp/out; kill $!; wait $!; true; }}"
+    done = sh(host, serving(both))
+    lines = done.stdout.decode().splitlines()
+    assert done.status == 0, done.stderr
+    assert lines[1:] == ["found", "before", lines[0]], (lines, done.stderr)
+    assert b"the user network is lost: signal 9 ended it: starting it again" in done.stderr
+    assert b"the user network is back" in done.stderr
 
 
 def test_kill_9_of_the_front_end_leaves_no_passt(host: HostVm) -> None:

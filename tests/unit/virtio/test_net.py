@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from socket import AF_UNIX, SO_SNDBUF, SOCK_STREAM, SOL_SOCKET, socketpair
 from socket import socket as PythonSocket
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from unikvm.errors import CannotRun
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1
 from unikvm.uapi.virtio_net import VIRTIO_NET_F_MRG_RXBUF
 from unikvm.vhost import passt
@@ -30,14 +31,21 @@ class Peer:
     """A back end whose other end is the test's."""
 
     name = "the peer"
+    again = False
 
     def __init__(self) -> None:
+        self._open()
+
+    def _open(self) -> None:
         self.ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         self.ours.settimeout(5)
         self._theirs = theirs.detach()
 
     def plug(self) -> FrameStream:
-        return FrameStream(PythonSocket(fileno=self._theirs))
+        if self._theirs < 0:
+            self._open()
+        fd, self._theirs = self._theirs, -1
+        return FrameStream(PythonSocket(fileno=fd))
 
     def why(self) -> str:
         return ""
@@ -265,6 +273,50 @@ def test_a_back_end_that_ends(net: Bench, peer: Peer, news: list[str]) -> None:
     assert net.device.read_config(6, 2) == 0
 
 
+def until(it: Bench, done: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end, "it does not come about"
+        it.settle(1)
+        time.sleep(0.005)
+
+
+def test_a_back_end_that_is_started_again(peer: Peer, news: list[str]) -> None:
+    """The link goes down and comes up, and frames go both ways again."""
+    peer.again = True
+    with bench(Net(peer, peer.plug, mtu=MTU, say=news.append)) as it:
+        it.start()
+        buffers = offer(it, 4, 1526)
+        peer.ours.close()
+        until(it, lambda: len(news) == 2)
+        assert news == ["the peer is lost: it closed the connection: starting it again", "the peer is back"]
+        assert it.device.read_config(6, 2) == 1
+        assert it.transport.config_interrupts == 2
+        frame = frame_of(100)
+        transmit(it, frame)
+        assert peer.receive() == frame
+        peer.send(frame)
+        it.settle()
+        assert received(it, buffers) == [frame]
+
+
+def test_a_back_end_that_ends_again_and_again(peer: Peer, news: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    peer.again = True
+    with bench(Net(peer, peer.plug, mtu=MTU, say=news.append)) as it:
+        it.start()
+
+        def fails() -> FrameStream:
+            raise CannotRun("the port is taken")
+
+        monkeypatch.setattr(it.device, "_plug", fails)
+        peer.ours.close()
+        until(it, lambda: len(news) == 4)
+        assert news[3] == "the peer is lost: the port is taken"
+        assert it.device.read_config(6, 2) == 0
+        transmit(it, frame_of(60))
+        assert len(it.rings[TRANSMIT].take_used()) == 1
+
+
 def test_a_back_end_that_ends_with_frames_waiting(peer: Peer) -> None:
     with bench(Net(peer, peer.plug, mtu=MTU)) as it:
         it.start()
@@ -308,28 +360,22 @@ def test_any_bytes_from_either_side(chunks: list[bytes], sizes: list[int]) -> No
 
 @pytest.mark.skipif(shutil.which("passt") is None, reason="no passt")
 def test_passt_answers() -> None:
-    """The real one, at its gateway's address; then it is killed."""
+    """The real one, at its gateway's address; then it is killed, and started again."""
     news: list[str] = []
     backend = passt.serve(["28080:80", "28081:81/udp"])
     with bench(Net(backend, lambda: FrameStream(backend.open()), mtu=passt.MTU, say=news.append)) as it:
         it.start()
-        request = bytes.fromhex("0001080006040001") + MAC + bytes([10, 0, 2, 15, *bytes(6), 10, 0, 2, 2])
-        transmit(it, b"\xff" * 6 + MAC + b"\x08\x06" + request)
         buffers = offer(it, 4, 1526)
-        frames: list[bytes] = []
-        for _ in range(100):
-            it.settle()
-            frames += received(it, buffers)
-            if frames or news:
-                break
-            time.sleep(0.05)
-        assert frames, news
-        assert frames[0][6:12] == bytes.fromhex(passt.GATEWAY_MAC.replace(":", ""))
+
+        def ask() -> None:
+            transmit(it, b"\xff" * 6 + MAC + b"\x08\x06" + request)
+            frames: list[bytes] = []
+            until(it, lambda: frames.extend(received(it, buffers)) or frames)  # type: ignore[func-returns-value]
+            assert frames[0][6:12] == bytes.fromhex(passt.GATEWAY_MAC.replace(":", ""))
+
+        request = bytes.fromhex("0001080006040001") + MAC + bytes([10, 0, 2, 15, *bytes(6), 10, 0, 2, 2])
+        ask()
         os.kill(backend.pid, 9)
-        for _ in range(100):
-            it.settle()
-            if news:
-                break
-            time.sleep(0.05)
-        assert news == ["the user network is lost: signal 9 ended it"]
-        transmit(it, frame_of(60))
+        until(it, lambda: len(news) == 2)
+        assert news == ["the user network is lost: signal 9 ended it: starting it again", "the user network is back"]
+        ask()

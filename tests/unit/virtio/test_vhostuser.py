@@ -47,7 +47,7 @@ class Toy(VhostUser):
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(channel.Channel.__init__, "__kwdefaults__", {"seconds": 1.0})
-    monkeypatch.setattr("unikvm.virtio.vhostuser.RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("unikvm.vhost.backend.RESTART_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 from unikvm.errors import CannotRun
 from unikvm.lean import SimpleQueue
 from unikvm.sys.process import Process, spawn
@@ -41,8 +43,28 @@ if TYPE_CHECKING:
             ...
 
 
+MAX_RESTARTS = 3  # of a back end that ends again and again
+PATIENCE_SECONDS = 60.0  # after this long without an end, earlier ones are forgotten
+RESTART_SECONDS = 0.2  # from its end to the next attempt, times the attempts
 FAREWELL_SECONDS = 5.0  # for a program to end by itself when its connection has
 DEATH_SECONDS = 0.1  # from the end of a connection to the end of its program; other devices wait meanwhile
+
+
+class Restarts:
+    """How often a back end is started again: one that ends again and again is given up."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last = 0.0
+
+    def next(self) -> float | None:
+        """It has ended: the seconds to wait before it is started again, or None."""
+        now = time.monotonic()
+        if now - self._last > PATIENCE_SECONDS:
+            self._count = 0
+        self._last = now
+        self._count += 1
+        return RESTART_SECONDS * self._count if self._count <= MAX_RESTARTS else None
 
 
 class Program:

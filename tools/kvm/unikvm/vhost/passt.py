@@ -81,4 +81,5 @@ def serve(forwards: Sequence[str] = ()) -> Program:
         "the user network",
         lambda fd: arguments(binary, fd, forwards, routed=routed),
         connected=True,
+        again=True,
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from struct import Struct
 
-from unikvm.errors import GuestFault
-from unikvm.uapi.virtio import VIRTIO_ID_NET
+from unikvm.errors import GuestFault, UnikvmError
+from unikvm.sys.thread import Thread
+from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_ID_NET
 from unikvm.uapi.virtio_net import (
     VIRTIO_NET_F_MAC,
     VIRTIO_NET_F_MRG_RXBUF,
@@ -18,6 +19,7 @@ from unikvm.uapi.virtio_net import (
     VIRTIO_NET_F_STATUS,
     VIRTIO_NET_S_LINK_UP,
 )
+from unikvm.vhost.backend import Restarts
 from unikvm.vhost.channel import BackendError
 from unikvm.virtio.device import VirtioDevice
 from unikvm.virtio.frames import HEADER
@@ -39,6 +41,11 @@ if TYPE_CHECKING:
         """Who is at the other end of a line."""
 
         name: str  # for people
+
+        @property
+        def again(self) -> bool:
+            """Whether another one can take its place."""
+            ...
 
         def why(self) -> str: ...
 
@@ -81,7 +88,7 @@ def _nobody(_line: str) -> None:
 
 class Net(VirtioDevice):
     """virtio-net on the line that `plug` gives, with `backend` at the other end. Without that the link is down, and
-    what is sent goes nowhere.
+    what is sent goes nowhere, until there is another one.
     """
 
     name = "net"
@@ -103,6 +110,8 @@ class Net(VirtioDevice):
         self._filling: list[Chain] = []  # receive buffers that were taken and are not enough for the next frame
         self._sending: list[tuple[Chain, Frame]] = []  # what the line did not take yet
         self._listening = (False, False)  # for input, for room
+        self._restarts = Restarts()
+        self._reviver: Thread | None = None  # plugs in anew, which must not keep the io thread from other devices
 
     def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
         super().connect(memory, loop, transport)
@@ -114,6 +123,8 @@ class Net(VirtioDevice):
             if self._line is not None:
                 self._line.close()
                 self._line = None
+        if self._reviver is not None:
+            self._reviver.join()
         self.discard()
 
     def discard(self) -> None:
@@ -192,15 +203,52 @@ class Net(VirtioDevice):
             self._line = None
         why = self.backend.why() or why
         self.backend.stop()
-        self._say(f"{self.backend.name} is lost: {why}")
+        seconds = self._restarts.next() if self.backend.again else None
+        self._say(f"{self.backend.name} is lost: {why}{': starting it again' if seconds is not None else ''}")
+        if seconds is not None:
+            later = seconds
+            self.loop.call_soon(lambda: self.loop.call_later(later, self._revive))
         transmit = self.queues[TRANSMIT]
         if transmit.active:
             for chain, _ in self._sending:
                 transmit.add_used(chain)
             transmit.kick()
         self._sending.clear()
-        self.config = net_config(self._mac, self._mtu, up=False)
-        self.config_changed()
+        self._set_link(up=False)
+
+    def _set_link(self, *, up: bool) -> None:
+        config = net_config(self._mac, self._mtu, up=up)
+        if config != self.config:
+            self.config = config
+            self.config_changed()
+
+    def _revive(self) -> None:
+        """Start the back end again, on a thread of its own."""
+
+        def find() -> None:
+            try:
+                line = self._plug()
+            except UnikvmError as error:
+                why = error.message
+                self.loop.call_soon(lambda: self.serve(lambda: self._lost(why)))
+            else:
+                self.loop.call_soon(lambda: self.serve(lambda: self._found(line)))
+
+        with self.lock:
+            if self._line is None and self.doorbells:
+                self._reviver = Thread(find, "revive")
+                self._reviver.start()
+
+    def _found(self, line: Line) -> None:
+        """The link is up again. Whom the guest was connected to is forgotten, but not its addresses."""
+        if not self.doorbells:
+            line.close()
+            return
+        self._line = line
+        self._say(f"{self.backend.name} is back")
+        self._set_link(up=True)
+        if self.status & VIRTIO_CONFIG_S_DRIVER_OK:
+            self._listen(True, False)
 
     # Guest to host
 

@@ -15,11 +15,11 @@ comes later is answered with an error.
 from __future__ import annotations
 
 import os
-import time
 
 from unikvm.errors import CannotRun, UnikvmError
 from unikvm.sys.thread import Thread
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1
+from unikvm.vhost.backend import Restarts
 from unikvm.vhost.channel import BackendError
 from unikvm.vhost.frontend import FrontEnd, Inflight, Ring
 from unikvm.virtio.outside import Outside
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from unikvm.virtio.device import Transport
 
     Say = Callable[[str], object]
-
-MAX_RESTARTS = 3  # of a back end that ends again and again
-PATIENCE_SECONDS = 60.0  # after this long without an end, earlier ones are forgotten
-RESTART_SECONDS = 0.2  # from its end to the next attempt, times the attempts
 
 
 def _nobody(_line: str) -> None:
@@ -61,8 +57,7 @@ class VhostUser(Outside):
         self._say = say
         self._front: FrontEnd | None = None
         self._inflight: Inflight | None = None
-        self._restarts = 0
-        self._lost_at = 0.0
+        self._restarts = Restarts()
         self._reviver: Thread | None = None  # finds a successor, which must not keep the io thread from other devices
 
     # What a device type overrides.
@@ -184,16 +179,11 @@ class VhostUser(Outside):
         self._part()
         why = self.backend.why() or why
         self.backend.stop()
-        now = time.monotonic()
-        if now - self._lost_at > PATIENCE_SECONDS:
-            self._restarts = 0
-        self._lost_at = now
-        again = self.backend.again and self._restarts < MAX_RESTARTS
-        self._say(f"{self.backend.name} is lost: {why}{': starting it again' if again else ''}")
-        if again:
-            self._restarts += 1
-            seconds = RESTART_SECONDS * self._restarts
-            self.loop.call_soon(lambda: self.loop.call_later(seconds, self._revive))
+        seconds = self._restarts.next() if self.backend.again else None
+        self._say(f"{self.backend.name} is lost: {why}{': starting it again' if seconds is not None else ''}")
+        if seconds is not None:
+            later = seconds
+            self.loop.call_soon(lambda: self.loop.call_later(later, self._revive))
         else:
             self._take_over()
 
