@@ -5,48 +5,26 @@ is killed. Each is the guest's I/O error or nothing at all; never the end of any
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stack.run.hosted import command, sh
 from unikvm.hostvm.config import HostConfig
-from unikvm.hostvm.host import Exit, HostVm
-from unikvm.images.artifacts import LAUNCHER, init_binary
-from unikvm.images.guest import guest_initramfs
-from unikvm.images.kernel import Kernel, find_kernel
-from unikvm.images.vmlinux import vmlinux
+from unikvm.hostvm.host import HostVm
+from unikvm.images.artifacts import init_binary
+from unikvm.images.kernel import Kernel
 from unit.vhost.peer import make_qcow2
 
-SECONDS = 150.0
-RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "90"]
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Kernel:
-    """The guest's kernel, with what is made of it in the cache: the host VM cannot write there."""
-    found = find_kernel()
-    vmlinux(found.image)
-    guest_initramfs(found, init=init_binary())
-    return found
-
-
-@pytest.fixture(scope="module")
-def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("share")
-
-
-@pytest.fixture(scope="module")
 def host(kernel: Kernel, share: Path) -> Iterator[HostVm]:
-    modules = ("null_blk", "loop")
-    with HostVm(HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),), modules=modules)) as running:
+    config = HostConfig(kernel=kernel, init=init_binary(), shares=(str(share),), modules=("null_blk",))
+    with HostVm(config) as running:
         yield running
-
-
-def sh(host: HostVm, script: str) -> Exit:
-    return host.exec(["sh", "-c", script], timeout=SECONDS)
 
 
 FULL = f"""
@@ -79,9 +57,9 @@ def test_errors_are_the_guests_and_nobody_elses(host: HostVm, share: Path) -> No
     assert made.status == 0, made.stderr
     device = made.stdout.decode().strip()
     disks = ["/tmp/full/disk", "/tmp/full/disk.qcow2", f"/dev/{device}", f"{share}/shrinks", f"{share}/sound"]
-    command = shlex.join([*RUN, *(word for disk in disks for word in ("-d", disk)), "--", "sh", "-c", GUEST])
+    guest = command(*(word for disk in disks for word in ("-d", disk)), "--", "sh", "-c", GUEST)
     shrink = f"while kill -0 $guest && ! grep -q go /tmp/out; do sleep 0.2; done; truncate -s 4096 {share}/shrinks"
-    done = sh(host, f"{command} > /tmp/out & guest=$!; {shrink}; wait $guest; status=$?; cat /tmp/out; exit $status")
+    done = sh(host, f"{guest} > /tmp/out & guest=$!; {shrink}; wait $guest; status=$?; cat /tmp/out; exit $status")
     said, lines = done.stderr.decode(), [line for line in done.stdout.decode().splitlines() if line != "go"]
     assert done.status == 0, said
     assert lines == ["full 1", "readable 0", "full qcow2 1", "bad 1", "good 0", "shrunk"], said
@@ -101,11 +79,11 @@ def test_kill_9_of_qemu_storage_daemon_while_a_guest_writes(host: HostVm, share:
         "sha256sum < /tmp/data; i=0; while test $i -lt 800; do"
         "  dd if=/dev/vda bs=64k count=16 skip=$i iflag=direct 2>/dev/null | sha256sum; i=$((i+16)); done"
     )
-    command = shlex.join([*RUN, "-d", f"{image},writethrough", "--", "sh", "-c", guest])
+    run = command("-d", f"{image},writethrough", "--", "sh", "-c", guest)
     begun = "while kill -0 $guest && ! grep -q . /tmp/out; do sleep 0.1; done"
     kill = f"{begun}; sleep 0.5; pkill -9 qemu-storage; sleep 2; pkill -9 qemu-storage"
     end = "wait $guest; status=$?; cat /tmp/out; exit $status"
-    done = sh(host, f": > /tmp/out; {command} > /tmp/out & guest=$!; {kill}; {end}")
+    done = sh(host, f": > /tmp/out; {run} > /tmp/out & guest=$!; {kill}; {end}")
     lines = done.stdout.decode().splitlines()
     assert done.status == 0, (lines[-3:], done.stderr)
     assert lines.count(".") == 50

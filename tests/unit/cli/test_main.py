@@ -11,6 +11,7 @@ import pytest
 
 from unikvm.cli.disks import parse_disk
 from unikvm.cli.main import COMMANDS, main, split_command, usage
+from unikvm.cli.outcome import save_result
 from unikvm.cli.parser import command_parser
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.machine.config import Disk
@@ -77,3 +78,12 @@ def test_closed_standard_descriptors(closed: str) -> None:
     script = f'"$0" -I -S "$1" nonsense {closed}'
     argv = ["sh", "-c", script, sys.executable, str(TREE / "tools/kvm/unikvm/__main__.py")]
     assert subprocess.run(argv, stderr=subprocess.PIPE, timeout=60, check=False).returncode == CANNOT_RUN
+
+
+def test_a_result_that_cannot_be_written_leaves_no_half(tmp_path: Path) -> None:
+    with pytest.raises(CannotRun, match=r"cannot write the result to /dev/full: No space left on device$"):
+        save_result("/dev/full", b"{}")
+    with pytest.raises(CannotRun, match="No such file or directory"):
+        save_result(str(tmp_path / "none/result"), b"{}")
+    save_result(str(tmp_path / "result"), b"{}")
+    assert (tmp_path / "result").read_bytes() == b"{}"

@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from unikvm.cli.terminal import EscapeFilter, raw_mode
+from unikvm.cli.terminal import EscapeFilter, Output, raw_mode
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,25 @@ def test_raw_mode_leaves_a_pipe_alone() -> None:
         pass
     os.close(reader)
     os.close(writer)
+
+
+def test_output_waits_for_its_reader_until_the_run_is_over() -> None:
+    reader, writer = os.pipe()
+    output = Output(writer)
+    asked: list[int] = []
+    output.ended = lambda: len(asked) > 1 or asked.append(1) or False  # type: ignore[func-returns-value]
+    output.write(bytes(1 << 20))
+    assert len(asked) == 2
+    assert len(os.read(reader, 1 << 20)) > 60000
+    os.close(reader)
+    output.write(b"nobody")
+    assert output.fd == -1
+    os.close(writer)
+
+
+def test_output_to_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        output = Output(full.fileno())
+        for _ in range(3):
+            output.write(b"text")
+    assert capsys.readouterr().err == "unikvm: the rest of the output is lost: No space left on device\n"

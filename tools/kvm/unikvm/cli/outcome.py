@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from unikvm.cli.plan import Plan
 from unikvm.cli.terminal import say
 from unikvm.errors import CannotRun
@@ -35,9 +37,15 @@ def write_result(plan: Plan, event: Event, seconds: float, kernel_half: str) -> 
         "user_half": plan.release or release(),
         "kernel_half": kernel_half or None,
     }
+    save_result(plan.result or "", f"{json.dumps(result, indent=2)}\n".encode())
+
+
+def save_result(path: str, result: bytes) -> None:
+    """Write the result file; CannotRun where that fails, and no half of it is left."""
     try:
-        with open(plan.result or "", "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
+        with open(path, "wb") as file:
+            file.write(result)
     except OSError as error:
-        raise CannotRun(f"cannot write the result to {plan.result}: {error.strerror}") from error
+        if os.path.isfile(path):
+            os.truncate(path, 0)
+        raise CannotRun(f"cannot write the result to {path}: {error.strerror}") from error

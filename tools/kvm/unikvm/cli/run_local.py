@@ -7,7 +7,7 @@ import os
 
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
-from unikvm.cli.terminal import EscapeFilter, Output, on_resize, raw_mode, say, window_size
+from unikvm.cli.terminal import EscapeFilter, Output, lost, on_resize, raw_mode, say, window_size
 from unikvm.errors import CannotRun
 from unikvm.machine.events import CommandExit, Event, Panic, PowerOff, Reset
 from unikvm.machine.machine import Machine
@@ -186,6 +186,7 @@ class _Guest:
                 sink=self._output.fd,
                 tap=lambda data: self._panics(data),
                 on_guest_open=self._console_open,
+                on_sink_lost=lost,
                 transform=self._escape.feed if plan.tty else None,
                 on_source_end=lambda _total: self._end_of_input(),
             )

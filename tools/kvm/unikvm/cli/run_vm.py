@@ -7,6 +7,7 @@ import os
 from contextlib import nullcontext
 
 from unikvm.cli import reach
+from unikvm.cli.outcome import save_result
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
 from unikvm.cli.terminal import on_resize, raw_mode, say, window_size
@@ -110,8 +111,7 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
             progress.clear()
             status = host.exec(argv, cwd=_cwd(), env=environment, stdin=0, stdout=1, stderr=2).shell_status
     if plan.result:
-        with open(plan.result, "wb") as file:
-            file.write(host.read(RESULT))
+        save_result(plan.result, host.read(RESULT))
     return status if status < 128 else CANNOT_RUN
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import select
 import sys
@@ -83,10 +84,17 @@ class Output:
             if self._poll.poll(PATIENCE_MS):
                 try:
                     left = left[os.write(self.fd, left[:SURE_BYTES]) :]
-                except OSError:
+                except OSError as error:
                     self.fd = -1
+                    lost(error)
             elif self.ended():
                 return
+
+
+def lost(error: OSError) -> None:
+    """What the guest prints can go nowhere any more: a full disk is worth a line, a reader who has gone is not."""
+    if error.errno != errno.EPIPE:
+        say(f"unikvm: the rest of the output is lost: {error.strerror}")
 
 
 class EscapeFilter:
