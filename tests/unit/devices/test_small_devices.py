@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The devices of a page: i8042, isa-debug-exit, pvpanic, pc-testdev, fw_cfg, ACPI fixed hardware."""
+"""The devices of a page: i8042, isa-debug-exit, pvpanic, pc-testdev, ACPI fixed hardware."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from unikvm.devices import testdev as testdev_module
 from unikvm.devices.acpipm import POWER_BUTTON, AcpiPm, ResetRegister
 from unikvm.devices.debugexit import DebugExit
-from unikvm.devices.fwcfg import FwCfg
 from unikvm.devices.i8042 import I8042
 from unikvm.devices.pvpanic import PvPanic
 
@@ -129,25 +128,6 @@ def test_testdev() -> None:
     other = testdev_module.TestDev(lambda line, level: None)
     other.restore(device.save())
     assert vars(other.save()) == vars(device.save())
-
-
-def test_fw_cfg() -> None:
-    device = FwCfg(memory=5 << 30, cpus=4)
-
-    def item(key: int, size: int) -> bytes:
-        device.write(0, 2, key)
-        return bytes(device.read(1, 1) for _ in range(size))
-
-    assert item(0, 6) == b"QEMU\0\0"
-    assert item(3, 8) == (5 << 30).to_bytes(8, "little")
-    assert item(5, 2) == item(15, 2) == b"\4\0"
-    assert item(99, 2) == b"\0\0"
-    device.write(0, 2, 0)
-    device.read(1, 1)
-    other = FwCfg(memory=5 << 30, cpus=4)
-    other.restore(device.save())
-    assert vars(other.save()) == vars(device.save())
-    assert other.read(1, 1) == ord("E")
 
 
 class Power:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unikvm.devices.serial import Serial
     from unikvm.machine.config import Config, Disk, Net
     from unikvm.machine.events import Event
+    from unikvm.machine.firmware import Board
     from unikvm.sys.companion import Companion
     from unikvm.virtio.device import VirtioDevice
 
@@ -117,10 +118,9 @@ def _build(
     memory = GuestMemory(layout.ram_layout(config.memory), shared=shared)
     closables.append(memory.close)
 
-    from unikvm.boot import loader
     from unikvm.machine.platform import Ending, add_platform, add_virtio
 
-    entry = loader.load(config.kernel, memory, cmdline=config.cmdline, initrd=config.initrd, rsdp=layout.ACPI)
+    entry, board = _load(config, memory, closables)
     vm: Vm = making.result()
     for slot, region in enumerate(memory.regions):
         vm.set_user_memory_region(slot, region.gpa, region.size, region.hva)
@@ -149,9 +149,23 @@ def _build(
             closables.append(parts.companion.close)
     ending = Ending(parts)
     add_platform(parts, output, ending)
-    add_virtio(parts, every, ending)
+    if board is not None:
+        board.plug(parts, ending.reset("port 0x92"), say)
+    add_virtio(parts, every, ending, board)
     _create_vcpus(parts, entry)
     return parts
+
+
+def _load(config: Config, memory: GuestMemory, closables: list[Callable[[], None]]) -> tuple[Entry, Board | None]:
+    """Where the guest starts, with its kernel or its firmware in place."""
+    if config.firmware is not None:
+        from unikvm.machine.firmware import Board
+
+        board = Board(config.firmware, memory, closables)
+        return board.entry, board
+    from unikvm.boot import loader
+
+    return loader.load(config.kernel, memory, cmdline=config.cmdline, initrd=config.initrd, rsdp=layout.ACPI), None
 
 
 def check_memory(size: int) -> None:
@@ -265,7 +279,8 @@ def _create_vcpus(parts: Parts, entry: Entry) -> None:
         vcpu = parts.vm.create_vcpu(index)
         parts.closables.append(vcpu.close)
         vcpu.set_cpuid(cpuid.build(supported, apic_id=index, cpus=cpus, tsc_deadline=tsc_deadline))
-        vcpu.set_msrs(msr.initial())
+        if entry.mode != state.RESET:  # firmware sets up its own
+            vcpu.set_msrs(msr.initial())
         if index == 0:
             sregs = vcpu.get("KVM_GET_SREGS", uapi.kvm_sregs)
             regs = uapi.kvm_regs()

@@ -64,10 +64,25 @@ class Net(Record):
     router: str = ""
 
 
-class Config(Record):
-    """One machine. `memory` in bytes; `cmdline` is what the guest kernel gets, complete."""
+class Firmware(Record):
+    """PC firmware, which finds what to boot on the disks. `code`: its image. `vars`: the image of a UEFI firmware's
+    variables: flash, which is written back to the file, with `keep`, else ROM. `debug`: what it tells its developers is
+    passed on to the user.
+    """
 
-    kernel: str
+    code: str
+    vars: str = ""
+    keep: bool = False
+    debug: bool = False
+
+
+class Config(Record):
+    """One machine. `memory` in bytes; `cmdline` is what the guest kernel gets, complete.
+
+    It has a `kernel`, or `firmware`.
+    """
+
+    kernel: str = ""
     initrd: str | None = None
     cmdline: str = ""
     memory: int = 256 * MIB
@@ -77,11 +92,15 @@ class Config(Record):
     console: str = "virtio"
     transport: str = "pci"
     name: str = "unikvm"
+    firmware: Firmware | None = None
     testdev: bool = False  # QEMU's pc-testdev, for kvm-unit-tests
     kernel_half: bool = True  # attach to the kernel half where it is loaded
     allow_mismatch: bool = False
 
     def __post_init__(self) -> None:
+        if self.firmware is not None and (self.kernel or self.transport != "pci"):
+            what = "a kernel" if self.kernel else f"--transport {self.transport}"
+            raise CannotRun(f"firmware does not go with {what}", hint="it boots a disk on the PCI bus: leave that out")
         if not 1 <= self.cpus <= MAX_CPUS:
             raise CannotRun(f"{self.cpus} CPUs are not possible", hint=f"1 to {MAX_CPUS}")
         if self.memory < MIN_MEMORY:

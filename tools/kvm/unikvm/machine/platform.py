@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from unikvm.bus import BusDevice
     from unikvm.machine.builder import Parts
+    from unikvm.machine.firmware import Board
     from unikvm.virtio.device import VirtioDevice
 
 SECONDS_FOR_LAST_WORDS = 0.05  # the console's bytes are still on the io thread's way when a vCPU reports the end
@@ -70,17 +71,17 @@ def add_platform(parts: Parts, output: Callable[[bytes], object], ending: Ending
         cpus=config.cpus,
         schedule=parts.io.schedule,
     )
-    i8042 = I8042(line(layout.KEYBOARD_IRQ), ending.reset("i8042"))
     devices: tuple[tuple[int, int, BusDevice], ...] = (
         (layout.COM1, layout.COM1_SIZE, parts.serial),
         (layout.RTC, 2, rtc),
-        (layout.I8042_DATA, 1, i8042.data),
-        (layout.I8042_COMMAND, 1, i8042.command),
         (layout.PM1A_EVENT, layout.PM1A_EVENT_SIZE, parts.power.event),
         (layout.PM1A_CONTROL, layout.PM1A_CONTROL_SIZE, parts.power.control),
         (layout.DEBUG_EXIT, layout.DEBUG_EXIT_SIZE, DebugExitPort(lambda value: post(DebugExit(value)))),
         (layout.PVPANIC, 1, PvPanic(ending.panic)),
     )
+    if config.firmware is None:  # which would wait for a keyboard; without a controller there it looks for none
+        i8042 = I8042(line(layout.KEYBOARD_IRQ), ending.reset("i8042"))
+        devices += ((layout.I8042_DATA, 1, i8042.data), (layout.I8042_COMMAND, 1, i8042.command))
     for start, length, device in devices:
         parts.pio.add(start, length, device)
     if config.testdev:
@@ -89,7 +90,7 @@ def add_platform(parts: Parts, output: Callable[[bytes], object], ending: Ending
 
 def _add_testdev(parts: Parts) -> None:
     """What kvm-unit-tests' x86 tests expect of QEMU's `-device pc-testdev`, and the fw_cfg they read."""
-    from unikvm.devices.fwcfg import FwCfg
+    from unikvm.devices import fwcfg
     from unikvm.devices.testdev import TestDev
 
     def flush_page(gpa: int) -> None:
@@ -105,35 +106,43 @@ def _add_testdev(parts: Parts) -> None:
     parts.pio.add(layout.TESTDEV_BYTE_PORTS, 4, testdev.byte_register)
     parts.pio.add(layout.TESTDEV_IRQ_PORTS, layout.TESTDEV_IRQ_COUNT, testdev.lines)
     parts.mmio.add(layout.TESTDEV_MMIO, layout.TESTDEV_MMIO_SIZE, testdev.iomem)
-    parts.pio.add(layout.FW_CFG, 2, FwCfg(memory=parts.config.memory, cpus=parts.config.cpus))
+    if parts.config.firmware is None:  # which has a bigger one
+        items = fwcfg.numbers(memory=parts.config.memory, cpus=parts.config.cpus)
+        parts.pio.add(layout.FW_CFG, 2, fwcfg.FwCfg(items))
 
 
-def add_virtio(parts: Parts, devices: list[VirtioDevice], ending: Ending) -> None:
+def add_virtio(parts: Parts, devices: list[VirtioDevice], ending: Ending, board: Board | None = None) -> None:
     """Plug `devices` in, in their order, and describe the whole to the guest in ACPI tables."""
     config = parts.config
     pci = config.transport == "pci"
     if pci:
-        _add_pci(parts, devices, ending)
+        _add_pci(parts, devices, ending, board is not None)
     else:
         _add_mmio(parts, devices, ending)
-    acpi.install(
-        parts.memory,
-        acpi.AcpiConfig(
-            cpus=config.cpus,
-            memory=config.memory,
-            pci=pci,
-            virtio_mmio=0 if pci else len(devices),
-            serial=config.console == "serial",
-        ),
+    tables = acpi.AcpiConfig(
+        cpus=config.cpus,
+        memory=config.memory,
+        pci=pci,
+        virtio_mmio=0 if pci else len(devices),
+        serial=config.console == "serial",
     )
+    if board is None:
+        acpi.install(parts.memory, tables)
+    else:
+        board.describe(parts, tables.replace(firmware=True, serial=True, pvpanic=True))
 
 
-def _add_pci(parts: Parts, devices: list[VirtioDevice], ending: Ending) -> None:
+def _add_pci(parts: Parts, devices: list[VirtioDevice], ending: Ending, firmware: bool) -> None:
     from unikvm.devices.pcihost import ConfigPorts, Ecam, HostBridge
     from unikvm.pci import PciBus
 
     bus = PciBus(parts.mmio, parts.pio)
-    bus.add(HostBridge(), 0)
+    if firmware:
+        from unikvm.machine.firmware import add_bridges
+
+        add_bridges(bus)
+    else:
+        bus.add(HostBridge(), 0)
     if devices:
         from unikvm.virtio.pci import VirtioPci
     for device in devices:
@@ -147,10 +156,11 @@ def _add_pci(parts: Parts, devices: list[VirtioDevice], ending: Ending) -> None:
         )
         parts.closables.append(function.close)
         bus.add(function)
-    bus.assign_bars(layout.PCI_MMIO32, layout.PCI_MMIO32_END)
+    if not firmware:
+        bus.assign_bars(layout.PCI_MMIO32, layout.PCI_MMIO32_END)
+        parts.mmio.add(layout.ECAM, layout.PCI_BUSES * layout.ECAM_BUS_SIZE, Ecam(bus))
     ports = ConfigPorts(bus, ending.reset("port 0xcf9"))
     parts.pio.add(layout.PCI_CONFIG, layout.PCI_CONFIG_SIZE, ports)
-    parts.mmio.add(layout.ECAM, layout.PCI_BUSES * layout.ECAM_BUS_SIZE, Ecam(bus))
 
 
 def _add_mmio(parts: Parts, devices: list[VirtioDevice], ending: Ending) -> None:

@@ -34,6 +34,7 @@ class AcpiConfig(Record):
     rtc: bool = True  # without one the FADT says so, and Linux does not poll for it
     i8042: bool = False
     pvpanic: bool = False
+    firmware: bool = False  # places the tables and the BARs itself: no ECAM, wider windows, and a PM timer
 
 
 def install(memory: GuestMemory, config: AcpiConfig) -> GuestAddress:
@@ -48,7 +49,7 @@ def build(config: AcpiConfig) -> bytes:
     dsdt = _place(out, dsdt_table(config))
     facs = _place(out, _facs())
     tables = [_place(out, fadt_table(config, dsdt, facs)), _place(out, madt_table(config))]
-    if config.pci:
+    if config.pci and not config.firmware:
         tables.append(_place(out, mcfg_table()))
     # kvm-unit-tests knows only the RSDT, 64-bit kernels prefer the XSDT.
     rsdt = _place(out, _table(b"RSDT", 1, pack(f"<{len(tables)}I", *tables)))
@@ -105,7 +106,7 @@ _FLAG_RESET_REGISTER = 1 << 10
 _PROFILE_ENTERPRISE_SERVER = 4
 _NO_C2, _NO_C3 = 0xFFF, 0xFFF  # latencies over 100 and 1000 µs mean that there is no such state
 _SYSTEM_IO = 1
-_BYTE_ACCESS, _WORD_ACCESS = 1, 2
+_BYTE_ACCESS, _WORD_ACCESS, _DWORD_ACCESS = 1, 2, 3
 
 
 def _gas(port: int, bits: int, access: int) -> bytes:
@@ -116,8 +117,9 @@ def _gas(port: int, bits: int, access: int) -> bytes:
 def fadt_table(config: AcpiConfig, dsdt: int, facs: int) -> bytes:
     """Fixed hardware: PM1a, SCI and reset register. No SMI command: ACPI mode is on from the start.
 
-    No PM timer (optional since ACPI 5.0): KVM's clock is better, and reading one is an exit.
+    A PM timer (optional since ACPI 5.0) is for firmware alone: KVM's clock is better, and reading one is an exit.
     """
+    timer, timer_size = (layout.PM_TIMER, layout.PM_TIMER_SIZE) if config.firmware else (0, 0)
     boot_arch = _BOOT_ARCH_NO_VGA | _BOOT_ARCH_NO_ASPM
     boot_arch |= _BOOT_ARCH_LEGACY_DEVICES if config.serial or config.i8042 else 0
     boot_arch |= _BOOT_ARCH_8042 if config.i8042 else 0
@@ -128,8 +130,8 @@ def fadt_table(config: AcpiConfig, dsdt: int, facs: int) -> bytes:
         (
             pack("<IIBBH", facs, dsdt, 0, _PROFILE_ENTERPRISE_SERVER, layout.SCI_IRQ),
             pack("<IBBBB", 0, 0, 0, 0, 0),  # SMI_CMD and its values
-            pack("<8I", layout.PM1A_EVENT, 0, layout.PM1A_CONTROL, 0, 0, 0, 0, 0),
-            pack("<8B", layout.PM1A_EVENT_SIZE, layout.PM1A_CONTROL_SIZE, 0, 0, 0, 0, 0, 0),
+            pack("<8I", layout.PM1A_EVENT, 0, layout.PM1A_CONTROL, 0, 0, timer, 0, 0),
+            pack("<8B", layout.PM1A_EVENT_SIZE, layout.PM1A_CONTROL_SIZE, 0, timer_size, 0, 0, 0, 0),
             pack("<HHHHBB", _NO_C2, _NO_C3, 0, 0, 0, 0),
             pack("<BBB", 0, 0, 0x32 if config.rtc else 0),  # alarm day and month: none; the century's CMOS index
             pack("<HBI", boot_arch, 0, flags),
@@ -139,7 +141,9 @@ def fadt_table(config: AcpiConfig, dsdt: int, facs: int) -> bytes:
             _gas(layout.PM1A_EVENT, 8 * layout.PM1A_EVENT_SIZE, _WORD_ACCESS),
             no_register,
             _gas(layout.PM1A_CONTROL, 8 * layout.PM1A_CONTROL_SIZE, _WORD_ACCESS),
-            no_register * 7,
+            no_register * 2,
+            _gas(timer, 8 * timer_size, _DWORD_ACCESS) if timer else no_register,
+            no_register * 4,
             bytes(8),  # hypervisor vendor identity
         )
     )
@@ -210,11 +214,10 @@ def _pnp(path: str, hid: bytes, uid: int, crs: bytes, *more: bytes) -> bytes:
 def _pci_root(config: AcpiConfig) -> bytes:
     """The host bridge. No _OSC, so Linux leaves PCIe services and link power alone; no _PRT: there is no
     INTx."""
-    crs = aml.resources(
-        aml.bus_window(0, layout.PCI_BUSES - 1),
-        aml.memory_window32(layout.PCI_MMIO32, layout.PCI_MMIO32_END),
-        aml.memory_window64(*layout.pci_mmio64(config.memory)),
-    )
+    low, high = (layout.PCI_MMIO32, layout.PCI_MMIO32_END), layout.pci_mmio64(config.memory)
+    if config.firmware:
+        low, high = layout.firmware_mmio32(config.memory), layout.firmware_mmio64(config.memory)
+    crs = aml.resources(aml.bus_window(0, layout.PCI_BUSES - 1), aml.memory_window32(*low), aml.memory_window64(*high))
     return _pnp(
         "PCI0",
         aml.eisa_id("PNP0A08"),

@@ -26,6 +26,9 @@ ACPI = GuestAddress(0xE0000)  # the RSDP first: guests without a loader that pas
 ACPI_END = GuestAddress(0x100000)
 HIGH_RAM = GuestAddress(0x100000)
 
+BIOS = GuestAddress(0xE0000)  # with firmware: the end of its image, for real mode
+BIOS_END = GuestAddress(0x100000)
+
 # RAM fills [0, LOW_RAM_END), then goes on from HIGH_MEMORY.
 LOW_RAM_END = GuestAddress(3 * _GIB)
 HIGH_MEMORY = GuestAddress(4 * _GIB)
@@ -41,10 +44,11 @@ VIRTIO_MMIO_SIZE = 0x1000
 VIRTIO_MMIO_MAX = 8
 IOAPIC = GuestAddress(0xFEC0_0000)
 LAPIC = GuestAddress(0xFEE0_0000)
+KVM_IDENTITY_MAP = GuestAddress(0xFEFF_C000)  # 1 page
+KVM_TSS = GuestAddress(0xFEFF_D000)  # 3 pages
 TESTDEV_MMIO = GuestAddress(0xFF00_0000)
 TESTDEV_MMIO_SIZE = 0x10000
-KVM_IDENTITY_MAP = GuestAddress(0xFFFB_C000)  # 1 page
-KVM_TSS = GuestAddress(0xFFFB_D000)  # 3 pages
+FLASH_MAX = 8 << 20  # firmware ends at 4 GiB, where a CPU starts
 PCI_MMIO64_MIN = 64 * _GIB
 PCI_MMIO64_SIZE = 32 * _GIB
 
@@ -59,12 +63,17 @@ DEBUG_EXIT = 0xF4
 DEBUG_EXIT_SIZE = 4
 COM1 = 0x3F8
 COM1_SIZE = 8
+SYSTEM_CONTROL = 0x92
+DEBUG_CONSOLE = 0x402
 PVPANIC = 0x505
 FW_CFG = 0x510
+FW_CFG_SIZE = 12
 PM1A_EVENT = 0x600
 PM1A_EVENT_SIZE = 4
 PM1A_CONTROL = 0x604
 PM1A_CONTROL_SIZE = 2
+PM_TIMER = 0x608  # firmware knows the ACPI ports by their base, 0x600
+PM_TIMER_SIZE = 4
 PCI_CONFIG = 0xCF8
 PCI_CONFIG_SIZE = 8
 RESET_REGISTER = 0xCF9
@@ -108,6 +117,18 @@ def pci_mmio64(size: int) -> tuple[GuestAddress, GuestAddress]:
     """[start, end) of the window for 64-bit BARs, above `size` bytes of RAM."""
     start = max(PCI_MMIO64_MIN, -(-ram_end(size) // _GIB) * _GIB)
     return GuestAddress(start), GuestAddress(start + PCI_MMIO64_SIZE)
+
+
+def firmware_mmio32(size: int) -> tuple[GuestAddress, GuestAddress]:
+    """[start, end) in which firmware may place BARs: from 2 GiB, or the end of RAM, to the IOAPIC. There is no ECAM."""
+    start = 2 * _GIB if size <= 2 * _GIB else LOW_RAM_END
+    return GuestAddress(start), IOAPIC
+
+
+def firmware_mmio64(size: int) -> tuple[GuestAddress, GuestAddress]:
+    """[start, end) in which firmware may place 64-bit BARs: it begins sooner above RAM than we would."""
+    start = max(HIGH_MEMORY, -(-ram_end(size) // _GIB) * _GIB)
+    return GuestAddress(start), pci_mmio64(size)[1]
 
 
 def virtio_mmio(index: int) -> tuple[GuestAddress, int]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Initial register states: 16-bit real mode, 32-bit protected mode (PVH, multiboot), 64-bit long mode
-(Linux).
+"""Initial register states: 16-bit real mode, 32-bit protected mode (PVH, multiboot, Linux), 64-bit long mode
+(Linux), and that of a CPU after a reset (firmware).
 
 Each function changes the `kvm_sregs` that KVM returned for a fresh vCPU; what it does not name keeps its
 reset value. Application processors need none of it: they wait for the SIPI in the state that KVM resets them
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 REAL = "real"
 PROTECTED = "protected"
 LONG = "long"
+RESET = "reset"
 
 # Selectors; Linux's 64-bit boot protocol wants __BOOT_CS = 0x10 and __BOOT_DS = 0x18.
 CODE_SELECTOR = 0x10
@@ -45,6 +46,7 @@ _LARGE_PAGE = 2 << 20
 _MAPPED = 4 << 30
 
 RFLAGS_RESERVED = 0x2
+RESET_IP = 0xFFF0  # in a code segment whose base is 64 KiB below 4 GiB
 
 
 def enter(
@@ -66,6 +68,8 @@ def enter(
         protected_mode(sregs, memory)
     elif mode == LONG:
         long_mode(sregs, memory)
+    elif mode == RESET:
+        values["rip"] = RESET_IP  # KVM has done the rest
     else:
         raise ValueError(f"no such mode: {mode!r}")
     for name in _GENERAL:
