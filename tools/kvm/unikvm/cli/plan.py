@@ -7,7 +7,7 @@ import os
 import sys
 
 from unikvm.errors import CannotRun
-from unikvm.machine.config import Config, Disk, Net
+from unikvm.machine.config import Config, Disk, Firmware, Net
 from unikvm.record import Record
 from unikvm.units import parse_size
 
@@ -70,6 +70,8 @@ def load(text: str) -> Plan:
     config = fields.pop("config")
     if config["net"] is not None:
         config["net"] = Net(**config["net"] | {"forwards": tuple(config["net"]["forwards"])})
+    if config["firmware"] is not None:
+        config["firmware"] = Firmware(**config["firmware"])
     disks = tuple(Disk(**disk) for disk in config.pop("disks"))
     fields["exports"] = tuple(Export(**export) for export in fields["exports"])
     fields["binds"] = tuple((what, where) for what, where in fields["binds"])
@@ -83,7 +85,7 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
     if args.image and args.kernel:
         raise CannotRun("the kernel is named twice", hint=f"{args.image!r} and --kernel {args.kernel!r}")
     spec = args.kernel or args.image
-    linux = not (spec and os.path.isfile(spec)) or is_linux(spec)
+    linux = not args.firmware and (not (spec and os.path.isfile(spec)) or is_linux(spec))
     console = args.console or ("virtio" if linux else "serial")
     config = Config(
         kernel=spec or "",
@@ -119,6 +121,10 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         host_kernel=args.host_kernel,
         shares=tuple(os.path.abspath(share) for share in args.share),
     )
+    if args.firmware:
+        from unikvm.cli.firmware import add as add_firmware
+
+        plan = add_firmware(plan, args)
     if args.net != "none" or args.forward:
         from unikvm.cli.network import add as add_net
 
@@ -247,7 +253,7 @@ def choose_host(asked: str, plan: Plan) -> str:
         if not plan.quiet:
             say("no usable /dev/kvm here: using a host VM")
         return "vm"
-    if not plan.linux:
+    if not plan.linux and plan.config.firmware is None:
         return "local"
     from unikvm.machine.probe import EMULATED_BELOW_MIPS, has_hardware_flag, measure_mips
 

@@ -44,6 +44,7 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
         "FILE[,ro][,serial=S][,format=F][,direct][,writethrough][,queues=N]; repeatable",
     ),
     ("--console", "KIND", None, "str", "virtio, serial or none (default: virtio; of a payload: serial)"),
+    ("--firmware", "FW", None, "str", "seabios, ovmf or an image, boots a --disk: FW[,vars=FILE][,debug]"),
     ("--transport", "BUS", "pci", "str", "of virtio devices: pci or mmio (default: pci)"),
     ("-n --name", "NAME", None, "str", "the guest's name, for `unikvm list`, `stat`, `stop` … (default: unikvm)"),
     ("--host", "WHERE", "auto", "str", "auto, local (this machine) or vm (default: auto)"),

@@ -211,6 +211,8 @@ class _Guest:
             self._agent.start(loop)
         if self._plan.config.console == "serial" and self._typing:
             feed = machine.parts.serial_input.feed
+            # A boot loader takes any key for a user who wants something else than the default.
+            at_end = END_OF_INPUT if self._plan.config.firmware is None else b""
 
             def typed() -> None:
                 data = os.read(0, READ_SIZE)
@@ -218,12 +220,12 @@ class _Guest:
                     feed(self._escape.feed(data) if self._plan.tty else data)
                 else:
                     loop.remove(0)
-                    feed(END_OF_INPUT)
+                    feed(at_end)
 
             try:
                 loop.add(0, typed)
             except PermissionError:  # a file, which is always ready
-                feed(os.read(0, 1 << 20) + END_OF_INPUT)
+                feed(os.read(0, 1 << 20) + at_end)
         if self._plan.tty:
             on_resize(self._resized)
 

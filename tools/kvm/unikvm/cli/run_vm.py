@@ -54,13 +54,14 @@ def run(plan: Plan) -> int:
 
 
 def _warn_about_disks(plan: Plan) -> None:
-    for disk in plan.config.disks:
-        path = os.path.abspath(disk.path)
-        if not disk.readonly and not any(path.startswith(f"{share}/") for share in plan.shares):
-            raise CannotRun(
-                f"the host VM may not write to {disk.path}",
-                hint=f"--share {os.path.dirname(path)}, or --disk {disk.path},ro",
-            )
+    written = [(disk.path, f", or --disk {disk.path},ro") for disk in plan.config.disks if not disk.readonly]
+    if plan.config.firmware is not None and plan.config.firmware.keep:
+        written.append((plan.config.firmware.vars, ""))
+    for name, otherwise in written:
+        path = os.path.abspath(name)
+        if not any(path.startswith(f"{share}/") for share in plan.shares):
+            hint = f"--share {os.path.dirname(path)}{otherwise}"
+            raise CannotRun(f"the host VM may not write to {name}", hint=hint)
 
 
 class Progress:
@@ -98,6 +99,11 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
         host.insmod(module, module_parameters(host.config.kernel))
     elif plan.config.kernel_half:
         progress.say(f"no kernel half for {host.config.kernel.release}: going on without (make build builds it)")
+    if plan.config.firmware is not None:
+        from unikvm.cli.firmware import is_uefi
+        from unikvm.hostvm.quirks import before_firmware
+
+        before_firmware(host, uefi=is_uefi(plan.config.firmware))
     inner = plan.replace(result=RESULT if plan.result else None)
     if name is not None:
         inner = inner.replace(front=os.getpid(), config=inner.config.replace(name=name.name))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""PC firmware that starts where a CPU does after a reset: some bytes of our own, and SeaBIOS, which boots a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unikvm.errors import CannotRun
+from unikvm.images.firmware import find_firmware
+from unikvm.machine.config import Disk, Firmware
+from unikvm.machine.events import DebugExit, Event, Reset
+from unikvm.machine.machine import Machine
+
+Payload = Callable[[str], str]
+SECONDS = 30.0
+SIZE = 64 << 10
+RESET_CODE_AT = SIZE - 16
+
+# 16-bit code at the reset vector
+STATUS_7 = bytes.fromhex("b007 e6f4 f4 ebfd")  # mov al, 7; out 0xf4, al; hlt; jmp to the hlt
+FAST_RESET = bytes.fromhex("b001 e692 f4 ebfd")  # ... out 0x92, al
+
+
+def rom(tmp_path: Path, code: bytes) -> Firmware:
+    image = bytearray(b"\xf4") * SIZE
+    image[RESET_CODE_AT : RESET_CODE_AT + len(code)] = code
+    image[-1] = 0
+    (tmp_path / "rom.bin").write_bytes(image)
+    return Firmware(str(tmp_path / "rom.bin"))
+
+
+def boot(firmware: Firmware, **fields: object) -> tuple[Event, bytes]:
+    fields = {"memory": "32M", "console": "serial", **fields}
+    with Machine(firmware=firmware, **fields) as machine:  # type: ignore[arg-type]
+        event = machine.run(timeout=SECONDS)
+        return event, bytes(machine.console)
+
+
+@pytest.mark.parametrize("memory", ["1M", "5G"])
+def test_the_first_instruction(tmp_path: Path, memory: str) -> None:
+    assert boot(rom(tmp_path, STATUS_7), memory=memory) == (DebugExit(7), b"")
+
+
+def test_port_0x92_resets(tmp_path: Path) -> None:
+    event, _ = boot(rom(tmp_path, FAST_RESET))
+    assert isinstance(event, Reset)
+
+
+def test_seabios_boots_a_disk(payload: Payload, tmp_path: Path) -> None:
+    """Its boot sector is the flat payload, which prints a line and ends."""
+    disk = tmp_path / "disk.img"
+    sector = Path(payload("flat.bin")).read_bytes().ljust(510, b"\0") + b"\x55\xaa"
+    disk.write_bytes(sector.ljust(1 << 20, b"\0"))
+    bios = Firmware(find_firmware("seabios").code, debug=True)
+    said: list[str] = []
+    event, text = boot(bios, disks=(Disk(str(disk), readonly=True),), cpus=2, say=said.append)
+    assert event == DebugExit(7)
+    # SeaBIOS holds its last characters back: the boot sector's come between them.
+    assert b"Booting from Hard Disk" in text
+    assert b"lat\n" in text
+    assert "firmware: Found 2 cpu(s) max supported 2 cpu(s)" in said
+    assert any("ACPI: parse DSDT" in line for line in said)
+
+
+def test_seabios_without_a_disk() -> None:
+    with Machine(firmware=Firmware(find_firmware("seabios").code), memory="32M", console="serial") as machine:
+        machine.start()
+        machine.expect(b"No bootable device.", timeout=SECONDS)
+        machine.stop()
+
+
+def test_variables_of_one_guest_alone(tmp_path: Path) -> None:
+    variables = tmp_path / "vars"
+    variables.write_bytes(bytes(40) + b"_FVH" + bytes(8148))
+    firmware = rom(tmp_path, STATUS_7).replace(vars=str(variables), keep=True)
+    with Machine(firmware=firmware, memory="1M"), pytest.raises(CannotRun, match="in use by another guest"):
+        Machine(firmware=firmware, memory="1M")
+    assert boot(firmware)[0] == DebugExit(7)
+    with pytest.raises(CannotRun, match=r"cannot open .*No such file"):
+        Machine(firmware=firmware.replace(vars=str(tmp_path / "none")), memory="1M")
