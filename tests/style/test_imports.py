@@ -18,7 +18,7 @@ LAYERS = (
     ("errors", "units", "regs", "wire", "record", "lean", "release"),  # pure; `release` asks git, and imports nothing
     ("uapi",),
     ("sys",),
-    ("memory", "bus", "irq", "pci", "msix", "vhost"),
+    ("memory", "bus", "irq", "pci", "msix", "vhost", "p9"),
     ("arch", "devices", "virtio", "display", "images", "boot"),
     ("machine",),
     ("hostvm", "observe", "control"),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,15 @@ import pytest
 
 from stack.run import hosted
 from stack.run.hosted import command, run, sh
+from unikvm.cli.directories import GUEST_MODULES_9P
 from unikvm.errors import CANNOT_RUN
 from unikvm.hostvm.host import HostVm
+from unikvm.images.artifacts import init_binary
+from unikvm.images.depmod import indexed
+from unikvm.images.guest import MODULES, guest_initramfs
+from unikvm.images.kernel import find_kernel
+from unikvm.images.vmlinux import vmlinux
+from unikvm.vhost import virtiofsd
 from unit.vhost.peer import make_qcow2
 
 MANY = 5000  # files: more than a guest reads in a second
@@ -125,3 +134,56 @@ def test_a_qcow2_disk_keeps_what_was_written(host: HostVm, share: Path) -> None:
     done = run(host, "-d", f"{disk},ro", "--transport", "mmio", "--", "head", "-c", "5", "/dev/vda")
     assert (done.status, done.stdout) == (0, b"hello"), done.stderr
     assert sh(host, "pgrep qemu-storage").status == 1
+
+
+@pytest.fixture(scope="module")
+def knows_9p() -> str:
+    """A kernel with 9p, which Debian's cloud kernel is not; and all that is made of it."""
+    found = find_kernel("linux-image-amd64")
+    vmlinux(found.image)
+    indexed(found.modules, found.release)
+    guest_initramfs(found, init=init_binary(), modules=(*MODULES, *GUEST_MODULES_9P))
+    return found.image
+
+
+@pytest.fixture
+def without_virtiofsd(host: HostVm) -> Iterator[None]:
+    places = " ".join(virtiofsd.PLACES)
+    assert sh(host, f"for file in {places}; do test ! -e $file || mv $file $file.gone; done").status == 0
+    yield
+    assert sh(host, f"for file in {places}; do test ! -e $file.gone || mv $file.gone $file; done").status == 0
+
+
+@pytest.mark.network
+@pytest.mark.usefixtures("without_virtiofsd")
+def test_9p_where_there_is_no_virtiofsd(host: HostVm, share: Path, knows_9p: str) -> None:
+    """The same: a root that forgets, and a directory in which every byte and every name counts."""
+    place = share / "nine"
+    place.mkdir()
+    data = os.urandom(3_000_000)
+    (place / "in").write_bytes(data)
+    script = (
+        "cat /etc/os-release | sha256sum; echo x > /etc/evil; rm /etc/passwd; cd " + str(place) + "\n"
+        "cp in out; mkdir -p deep/er; mv out deep/er/moved; ln -s er deep/link; echo more >> deep/link/moved\n"
+        'python3 -c \'import os; fd = os.open("sparse", os.O_RDWR | os.O_CREAT); os.pwrite(fd, b"end", 1 << 20)\'\n'
+        'chmod 640 sparse; ls -a deep | tr "\\n" " "; rm in; grep -c 9p /proc/mounts'
+    )
+    done = run(host, "-k", knows_9p, "--root", "--rwdir", str(place), "--", "sh", "-ec", script)
+    lines = done.stdout.decode().splitlines()
+    assert done.status == 0, done.stderr
+    assert b"unikvm: no virtiofsd here: directories go by 9p, which is slower\n" in done.stderr
+    assert lines[0].split()[0] == hashlib.sha256(Path("/etc/os-release").read_bytes()).hexdigest()
+    assert lines[1].split()[:4] == [".", "..", "er", "link"]
+    assert sh(host, "test -e /etc/passwd && ! test -e /etc/evil").status == 0
+    assert (place / "deep/er/moved").read_bytes() == data + b"more\n"
+    assert (place / "sparse").read_bytes() == bytes(1 << 20) + b"end"
+    assert (place / "sparse").stat().st_mode & 0o7777 == 0o640
+    assert not (place / "in").exists()
+    assert sh(host, "pgrep -f p9/__main_[_]").status == 1
+
+
+@pytest.mark.usefixtures("without_virtiofsd")
+def test_neither_virtiofsd_nor_9p(host: HostVm) -> None:
+    done = run(host, "--root", "--", "true")
+    assert done.status == CANNOT_RUN
+    assert "without virtiofsd a directory needs 9p: the kernel" in done.stderr.decode()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from unikvm.cli import directories
+from unikvm.cli.directories import mounts
 from unikvm.cli.plan import Export, Plan, load
 from unikvm.cli.run import Options, quick_parse
-from unikvm.cli.run_local import _mounts
 from unikvm.errors import CannotRun
 from unikvm.images.depmod import INDEX
 from unikvm.machine.config import Config
@@ -146,7 +146,7 @@ def test_modules_are_bound_shared_or_there_already(root: Path, tmp_path: Path) -
     assert directories.with_modules(plan, "6.1", str(there), print) == plan
     assert directories.with_modules(PLAN, "6.1", str(inside), print) == PLAN
     flags = ["foreign"] if os.getuid() else []
-    assert _mounts(shared) == [
+    assert mounts(shared) == [
         ("root", "virtiofs", "root", "", *flags),
         ("share", "virtiofs", "rw0", "/w", ""),
         ("share", "virtiofs", "modules", "/lib/modules/6.1", "ro"),

@@ -29,7 +29,7 @@ def test_options_of_both_programs(tmp_path: Path) -> None:
 def test_the_servers_view_is_read_only_and_the_machine_is_not(tmp_path: Path, whole: bool) -> None:
     """`/` appears below another directory, all others over themselves."""
     served = "/" if whole else str(tmp_path)
-    place = virtiofsd._place(served)
+    place = virtiofsd.place_of(served)
     seen = f"{place}{tmp_path}" if whole else place
 
     def prepare() -> None:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import os
 
-from unikvm.cli.plan import Export, Plan
+from unikvm.cli.plan import Export, Plan, say
 from unikvm.errors import CannotRun
+from unikvm.vhost import virtiofsd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from unikvm.cli.plan import Say
+    from unikvm.virtio.device import VirtioDevice
 
 ROOT_TAG = "root"
 MODULES_TAG = "modules"
-GUEST_MODULES = ("virtiofs", "overlay")  # beside those of every guest
+# How a directory gets into the guest, and what the guest needs for it beside the modules of every guest.
+GUEST_MODULES = ("virtiofs", "overlay")
+GUEST_MODULES_9P = ("9p", "9pnet_virtio", "overlay")  # where there is no virtiofsd
 SHELL = "sh"
 
 
@@ -53,9 +58,15 @@ def add(plan: Plan, args: Any) -> Plan:
     if not command:  # what the console's own shell would be, but in the right place
         shell = user.environment.get("SHELL", SHELL)
         command = (shell if root and os.access(root + shell, os.X_OK) else SHELL,)
+    fstype = "virtiofs"
+    if exports and not virtiofsd.find():
+        fstype = "9p"
+        if not plan.quiet:
+            say("no virtiofsd here: directories go by 9p, which is slower")
     return plan.replace(
         command=command,
         exports=tuple(exports),
+        fstype=fstype,
         cwd=args.cwd or (guest_path(_cwd(), exports) or "/" if root else "/"),
         env=tuple(f"{name}={value}" for name, value in environment.items()),
         user=user.ids,
@@ -76,6 +87,53 @@ def with_modules(plan: Plan, release: str, modules: str, say: Say) -> Plan:
     if inside:
         return plan.replace(binds=((inside, where),))
     return plan.replace(exports=(*plan.exports, Export(MODULES_TAG, os.path.realpath(modules), where, True)))
+
+
+def guest_modules(plan: Plan, release: str, modules: str) -> tuple[str, ...]:
+    """What the guest's initramfs needs for `plan`. CannotRun where its kernel has nothing of the kind."""
+    if plan.fstype == "virtiofs":
+        return GUEST_MODULES
+    from unikvm.images.modules import resolve
+
+    try:
+        resolve(modules, release, GUEST_MODULES_9P)
+    except CannotRun as error:
+        hint = "`make setup` installs virtiofsd; linux-image-amd64 has 9p"
+        raise CannotRun(f"without virtiofsd a directory needs 9p: {error.message}", hint=hint) from None
+    return GUEST_MODULES_9P
+
+
+def mounts(plan: Plan) -> list[tuple[str, ...]]:
+    """What init is asked for before the command: the root first."""
+    steps: list[tuple[str, ...]] = []
+    for export in plan.exports:
+        if plan.fstype == "9p":
+            from unikvm.vhost import ninep
+
+            options = ninep.options(readonly=export.readonly)
+        else:
+            options = "ro" if export.readonly and export.tag != ROOT_TAG else ""
+        if export.tag == ROOT_TAG:
+            steps.append(("root", plan.fstype, export.tag, options, *virtiofsd.mount_flags()))
+            steps += [("bind", what, where) for what, where in plan.binds]
+        else:
+            steps.append(("share", plan.fstype, export.tag, export.where, options))
+    return steps
+
+
+def devices(plan: Plan, tell: Callable[[str], object]) -> tuple[VirtioDevice, ...]:
+    """A file server for each directory, started at once, and its device."""
+    if plan.fstype == "9p":
+        from unikvm.vhost import ninep
+        from unikvm.virtio.p9 import P9
+
+        return tuple(P9(it.tag, ninep.serve(it.path, readonly=it.readonly), say=tell) for it in plan.exports)
+    from unikvm.virtio.fs import Fs
+
+    binary = virtiofsd.find()
+    if not binary:
+        raise CannotRun("this host has no virtiofsd, and where the run was planned there was one")
+    return tuple(Fs(it.tag, virtiofsd.serve(binary, it.path, readonly=it.readonly), say=tell) for it in plan.exports)
 
 
 def guest_path(path: str, exports: list[Export]) -> str:

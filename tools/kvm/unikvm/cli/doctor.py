@@ -81,7 +81,7 @@ def check_tools() -> list[Check]:
     elif daemon:
         checks.append(("virtiofsd", "slow", f"{daemon} needs root: a host VM takes 9p, which is slower"))
     else:
-        checks.append(("virtiofsd", "missing", "no --root and --rwdir; a host VM takes 9p, which is slower"))
+        checks.append(("virtiofsd", "missing", "--root, --rwdir and a host VM take 9p, which is slower"))
     storage = shutil.which("qemu-storage-daemon")
     checks.append(("storage daemon", "ok", storage) if storage else ("storage daemon", "missing", "raw disks only"))
     passt = shutil.which("passt")

@@ -50,6 +50,7 @@ class Plan(Record):
     host_kernel: str | None = None
     shares: tuple[str, ...] = ()
     exports: tuple[Export, ...] = ()
+    fstype: str = "virtiofs"  # of the exports, or 9p
     binds: tuple[tuple[str, str], ...] = ()  # (what, where) in the guest, once its root is there
     cwd: str = "/"  # of the command, as are the next two
     env: tuple[str, ...] | None = None  # NAME=VALUE; None: what the terminal needs
@@ -188,10 +189,10 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
         modules: tuple[str, ...] = MODULES
         optional: tuple[str, ...] = OPTIONAL_MODULES
         if plan.exports:
-            from unikvm.cli.directories import GUEST_MODULES, with_modules
+            from unikvm.cli.directories import guest_modules, with_modules
 
             plan = with_modules(plan, found.release, found.modules, tell)
-            modules += GUEST_MODULES
+            modules += guest_modules(plan, found.release, found.modules)
         if plan.config.net is not None:
             from unikvm.cli import network
 

@@ -103,36 +103,20 @@ def _environment(plan: Plan) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def _directories(plan: Plan) -> tuple[VirtioDevice, ...]:
+    if not plan.exports:
+        return ()
+    from unikvm.cli.directories import devices
+
+    return devices(plan, _teller(plan))
+
+
 def _mounts(plan: Plan) -> list[tuple[str, ...]]:
-    """What init is asked for before the command: the root first."""
     if not plan.exports:
         return []
-    from unikvm.vhost.virtiofsd import mount_flags
+    from unikvm.cli.directories import mounts
 
-    steps: list[tuple[str, ...]] = []
-    for export in plan.exports:
-        if export.tag == "root":
-            steps.append(("root", "virtiofs", export.tag, "", *mount_flags()))
-            steps += [("bind", what, where) for what, where in plan.binds]
-        else:
-            steps.append(("share", "virtiofs", export.tag, export.where, "ro" if export.readonly else ""))
-    return steps
-
-
-def _directories(plan: Plan) -> list[VirtioDevice]:
-    """A file server for each directory, started at once, and its device."""
-    if not plan.exports:
-        return []
-    from unikvm.vhost import virtiofsd
-    from unikvm.virtio.fs import Fs
-
-    binary = virtiofsd.find()
-    if not binary:
-        raise CannotRun("--root and --rwdir need virtiofsd, which is not on this host", hint="`make setup` installs it")
-    return [
-        Fs(export.tag, virtiofsd.serve(binary, export.path, readonly=export.readonly), say=_teller(plan))
-        for export in plan.exports
-    ]
+    return mounts(plan)
 
 
 def _teller(plan: Plan) -> Callable[[str], None]:

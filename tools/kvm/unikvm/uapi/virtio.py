@@ -4,6 +4,7 @@
 linux/virtio_config.h
 linux/virtio_ids.h
 linux/virtio_ring.h
+linux/virtio_9p.h
 linux/virtio_blk.h
 linux/virtio_console.h
 linux/virtio_rng.h
@@ -13,6 +14,7 @@ linux/virtio_mmio.h
 
 from __future__ import annotations
 
+VIRTIO_9P_MOUNT_TAG = 0x0
 VIRTIO_BLK_F_BARRIER = 0x0
 VIRTIO_BLK_F_BLK_SIZE = 0x6
 VIRTIO_BLK_F_CONFIG_WCE = 0xB

@@ -11,13 +11,13 @@ import os
 from unikvm.sys.process import become_namespace_root, readonly_tree
 from unikvm.vhost.backend import Program
 
-_PLACES = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/libexec/qemu/virtiofsd")
+PLACES = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/libexec/qemu/virtiofsd")
 _C_OPTION = b"source=PATH"  # in the help of the one in C
 
 
 def find() -> str:
     """The path of virtiofsd, or an empty string."""
-    for path in _PLACES:
+    for path in PLACES:
         if os.access(path, os.X_OK):
             return path
     for directory in os.environ.get("PATH", "").split(":"):
@@ -30,7 +30,7 @@ def arguments(binary: str, path: str, *, readonly: bool, fd: int) -> list[str]:
     """Its command line for the directory `path` and the listening socket `fd`."""
     # Nothing changes below what is read-only while it is served; what is in a writable directory may.
     cache = "always" if readonly else "auto"
-    source = _place(path) if readonly else path
+    source = place_of(path) if readonly else path
     with open(binary, "rb") as file:
         in_c = _C_OPTION in file.read()
     if in_c:
@@ -39,7 +39,7 @@ def arguments(binary: str, path: str, *, readonly: bool, fd: int) -> list[str]:
     return [binary, f"--fd={fd}", f"--shared-dir={source}", f"--cache={cache}", "--log-level=warn"]
 
 
-def _place(path: str) -> str:
+def place_of(path: str) -> str:
     """Where virtiofsd's read-only view of `path` is: over itself, but `/`, into which virtiofsd cannot pivot."""
     if path != "/":
         return path
@@ -56,7 +56,7 @@ def serve(binary: str, path: str, *, readonly: bool) -> Program:
     def prepare() -> None:
         become_namespace_root()
         if readonly:
-            readonly_tree(path, _place(path))
+            readonly_tree(path, place_of(path))
 
     return Program(
         f"the file server of {path}",
