@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Imports point down: cli → {bisect, check} → campaign → {hostvm, observe, control} → machine → … → sys → uapi → pure.
+"""Imports point down: cli → {bisect, check} → campaign → {hostvm, observe, …} → machine → … → sys → uapi → pure.
 
 Imports inside functions count, and so do those for type checking alone: whoever names a type depends on it.
 """
@@ -21,7 +21,7 @@ LAYERS = (
     ("memory", "bus", "irq", "pci", "msix", "vhost", "p9"),
     ("arch", "devices", "virtio", "display", "images", "boot"),
     ("machine",),
-    ("hostvm", "observe", "control"),
+    ("hostvm", "observe", "control", "remote"),
     ("campaign",),
     ("bisect", "check"),
     ("cli",),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the host VM's unit tests share: init built for this machine, served on socket pairs."""
+"""What the host VM's unit tests share: init served on socket pairs."""
 
 from __future__ import annotations
 
@@ -7,26 +7,14 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from unikvm import wire
 
-GUEST = Path(__file__).parents[3] / "tools" / "kvm" / "guest"
 PATIENCE = 20.0
 
 Serve = Callable[[], tuple[dict[str, socket.socket], "subprocess.Popen[bytes]"]]
-
-
-@pytest.fixture(scope="session")
-def init_binary(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """init with the undefined-behaviour sanitizer."""
-    binary = tmp_path_factory.mktemp("init") / "init"
-    sources = sorted(map(str, GUEST.glob("*.c")))
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined"]
-    subprocess.run(["gcc", *flags, "-o", str(binary), *sources], check=True)
-    return str(binary)
 
 
 @pytest.fixture

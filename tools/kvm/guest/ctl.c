@@ -113,60 +113,6 @@ void ctl_send_data(const char *verb, const void *data, size_t len)
 
 /* --- reading --- */
 
-static int unhex(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
-}
-
-/* Decode a word in place; false where it is malformed or has a NUL (words are C strings here). */
-static bool decode(char *word)
-{
-	char *in = word, *out = word;
-	int high, low;
-
-	for (; *in; in++, out++) {
-		if (*in != '%') {
-			*out = *in;
-			continue;
-		}
-		high = unhex(in[1]);
-		low = high < 0 ? -1 : unhex(in[2]);
-		if (low < 0 || (!high && !low))
-			return false;
-		*out = high << 4 | low;
-		in += 2;
-	}
-	*out = '\0';
-	return true;
-}
-
-/* Cut a line into its words, decoded in place. The array is reused from line to line. */
-static bool split(char *line, struct words *words)
-{
-	static int size;
-	char *word, *next;
-
-	words->n = 0;
-	for (word = line; word; word = next) {
-		next = strchr(word, ' ');
-		if (next)
-			*next++ = '\0';
-		if (words->n + 1 >= size) {
-			size = size ? size * 2 : 64;
-			words->v = grow(words->v, size * sizeof(*words->v));
-		}
-		words->v[words->n++] = word;
-		if (!decode(word))
-			return false;
-	}
-	words->v[words->n] = NULL;
-	return true;
-}
-
 static void input_fill(void)
 {
 	ssize_t n;
@@ -342,6 +288,7 @@ static void obey(struct words *w)
 	} else if (!strcmp(verb, "poweroff")) {
 		power_off();
 	} else if (!strcmp(verb, "exec")) {
+		agent_start();	/* the root that commands see is in place */
 		why = job_start(w, &pid);
 		snprintf(number, sizeof(number), "%d", pid);
 		ctl_send(why ? "error" : "ok", why ? why : number, NULL);
@@ -364,7 +311,7 @@ static void obey_all(void)
 	char *line;
 
 	while ((line = input_line())) {
-		if (split(line, &words))
+		if (words_split(line, &words))
 			obey(&words);
 		else
 			ctl_send("error", "malformed line", NULL);

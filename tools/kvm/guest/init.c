@@ -25,10 +25,20 @@ static void set_hostname(void)
 		complain("sethostname: %s", strerror(errno));
 }
 
-/* For tests of the protocol on any Linux: `init --serve` obeys the descriptors 3 (ctl) to 6 (stderr). */
-static void serve_test(void)
+/*
+ * For other guests, `init --agent` is the agent alone. For tests on any Linux, `init --session` serves a session on
+ * descriptor 3, and `init --serve` obeys the descriptors 3 (ctl) to 6 (stderr).
+ */
+static void serve(const char *what)
 {
 	int port;
+
+	if (!strcmp(what, "--agent"))
+		agent_run();
+	if (!strcmp(what, "--session"))
+		session_run(3);
+	if (strcmp(what, "--serve"))
+		return;
 
 	for (port = PORT_CTL; port < PORT_COUNT; port++)
 		port_fd[port] = 3 + port;
@@ -42,8 +52,8 @@ int main(int argc, char **argv)
 
 	signal(SIGPIPE, SIG_IGN);
 	if (getpid() != 1) {
-		if (argc == 2 && !strcmp(argv[1], "--serve"))
-			serve_test();
+		if (argc == 2)
+			serve(argv[1]);
 		complain("this is the init of unikvm's machines: it runs as process 1");
 		return EXIT_FAILURE;
 	}
@@ -59,6 +69,7 @@ int main(int argc, char **argv)
 		if (port_open(PORT_CTL, PORT_PATIENCE))
 			ctl_serve();
 	} else {
+		agent_start();
 		run_shell();
 	}
 	power_off();

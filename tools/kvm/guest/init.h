@@ -18,7 +18,7 @@ enum port { PORT_CTL, PORT_STDIN, PORT_STDOUT, PORT_STDERR, PORT_COUNT };
 
 struct words {
 	char **v;		/* NULL-terminated */
-	int n;
+	int n, size;		/* size: how many v has room for */
 };
 
 /* util.c */
@@ -48,6 +48,9 @@ extern int port_fd[PORT_COUNT];
 bool port_open(enum port port, int patience_ms);
 bool wait_fd(int fd, short events, int timeout_ms);
 
+/* words.c */
+bool words_split(char *line, struct words *words);
+
 /* ctl.c */
 void ctl_serve(void) __attribute__((noreturn));
 void ctl_send(const char *verb, ...) __attribute__((sentinel));
@@ -65,6 +68,11 @@ void job_reaped(pid_t pid, int status);
 void job_poll(struct pollfd *fds);
 void job_pump(void);
 void run_shell(void);
+
+/* agent.c */
+void agent_start(void);
+void agent_run(void);
+void session_run(int fd) __attribute__((noreturn));
 
 /* root.c */
 const char *root_mount(const char *fstype, const char *tag, const char *options, bool foreign);

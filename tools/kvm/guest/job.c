@@ -24,7 +24,6 @@
 #include <unistd.h>
 
 #define STREAM_BUF	65536
-#define PIPE_SIZE	(256 << 10)	/* bytes: fewer changes between the command and init */
 #define TURNS		16	/* buffers of input before the rest has its turn */
 #define EOF_UNKNOWN	UINT64_MAX
 
@@ -32,8 +31,11 @@ struct stream {
 	int from, to;		/* -1: closed */
 	size_t start, len;	/* buf[start .. start+len) is not written yet */
 	uint64_t moved;		/* read from `from` since the command began */
-	char buf[STREAM_BUF];
+	char *buf;		/* STREAM_BUF bytes */
 };
+
+/* Not in `job`: what has initial values is in the binary's file, every byte of it. */
+static char buffers[3][STREAM_BUF];
 
 static struct {
 	pid_t pid;		/* 0: none runs */
@@ -45,7 +47,9 @@ static struct {
 	struct stream in, out, err;
 } job = {
 	.tty_fd = -1,
-	.in = { -1, -1 }, .out = { -1, -1 }, .err = { -1, -1 },
+	.in = { .from = -1, .to = -1, .buf = buffers[0] },
+	.out = { .from = -1, .to = -1, .buf = buffers[1] },
+	.err = { .from = -1, .to = -1, .buf = buffers[2] },
 };
 
 static void close_fd(int *fd)
@@ -86,7 +90,7 @@ static void pump_output(struct stream *s)
 		stream_flush(s);
 		if (s->len || s->from < 0)
 			return;
-		n = read(s->from, s->buf, sizeof(s->buf));
+		n = read(s->from, s->buf, STREAM_BUF);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN && !job.reaped)
@@ -113,7 +117,7 @@ static bool input_complete(void)
 static bool input_fill(struct stream *s)
 {
 	uint64_t left = job.stdin_total - s->moved;
-	size_t want = left < sizeof(s->buf) ? left : sizeof(s->buf);
+	size_t want = left < STREAM_BUF ? left : STREAM_BUF;
 	ssize_t n = 1;
 
 	s->start = 0;
@@ -162,54 +166,27 @@ static void pump_input(void)
 
 /* --- starting --- */
 
-static bool nonblock(int fd)
-{
-	int flags = fcntl(fd, F_GETFL);
-
-	return flags >= 0 && !fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-}
-
-/* Pipes between the ports and the command: `theirs` are its standard descriptors. */
+/* Pipes between the ports and the command. */
 static int connect_pipes(int theirs[3])
 {
-	int in[2], out[2], err[2];
+	int ours[3], failed = order_pipes(theirs, ours);
 
-	if (pipe2(in, O_CLOEXEC))
-		return errno;
-	theirs[0] = in[0];
-	job.in.to = in[1];
-	if (pipe2(out, O_CLOEXEC))
-		return errno;
-	theirs[1] = out[1];
-	job.out.from = out[0];
-	if (pipe2(err, O_CLOEXEC))
-		return errno;
-	theirs[2] = err[1];
-	job.err.from = err[0];
-	fcntl(in[1], F_SETPIPE_SZ, PIPE_SIZE);	/* one that stays smaller is slower, no more */
-	fcntl(out[0], F_SETPIPE_SZ, PIPE_SIZE);
-	fcntl(err[0], F_SETPIPE_SZ, PIPE_SIZE);
-	if (!nonblock(in[1]) || !nonblock(out[0]) || !nonblock(err[0]))
-		return errno;
 	job.in.from = port_fd[PORT_STDIN];
+	job.in.to = ours[0];
+	job.out.from = ours[1];
 	job.out.to = port_fd[PORT_STDOUT];
+	job.err.from = ours[2];
 	job.err.to = port_fd[PORT_STDERR];
-	return 0;
+	return failed;
 }
 
-/* A pty: the command's side in theirs[0]; its output goes to stdout's port, stderr's stays silent. */
+/* A pty: its output goes to stdout's port, stderr's stays silent. */
 static int connect_pty(const struct winsize *size, int theirs[3])
 {
-	int unlock = 0;
+	int failed = order_pty(size, theirs, &job.tty_fd);
 
-	job.tty_fd = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-	if (job.tty_fd < 0 || ioctl(job.tty_fd, TIOCSPTLCK, &unlock))
-		return errno;
-	theirs[0] = ioctl(job.tty_fd, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (theirs[0] < 0)
-		return errno;
-	if (size->ws_col)
-		ioctl(job.tty_fd, TIOCSWINSZ, size);
+	if (failed)
+		return failed;
 	job.in.to = fcntl(job.tty_fd, F_DUPFD_CLOEXEC, 0);
 	job.out.from = fcntl(job.tty_fd, F_DUPFD_CLOEXEC, 0);
 	if (job.in.to < 0 || job.out.from < 0)
@@ -290,6 +267,8 @@ const char *job_start(struct words *words, pid_t *pid)
 	refused = order_parse(words, &order);
 	if (refused)
 		return refused;
+	if (!order.cwd)
+		order.cwd = "/";
 	job.tty = order.tty;
 	job.reaped = false;
 	failed = connect_streams(&order, theirs);

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define PIPE_SIZE	(256 << 10)	/* bytes: fewer changes between the command and its other end */
 #define PATH_DEFAULT	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 /* UID:GID[,GROUP]... in decimal; false where it is something else. */
@@ -43,7 +44,7 @@ const char *order_parse(struct words *w, struct order *order)
 	int i, envc = 0;
 	char *word;
 
-	*order = (struct order){ .cwd = "/" };
+	*order = (struct order){ 0 };
 	order->env = grow(NULL, (w->n + 1) * sizeof(char *));
 	order->env[envc++] = PATH_DEFAULT;	/* the first one counts: dropped when one is given */
 	for (i = 1; i < w->n && strcmp(w->v[i], "--"); i++) {
@@ -125,11 +126,52 @@ static void child_run(const struct order *order, const int fds[3], int report)
 	}
 	environ = order->env;
 	if (become(order) && !chdir(order->cwd))
-		execvp(order->argv[0], order->argv);
+		execvp(order->program ? order->program : order->argv[0], order->argv);
 	failed = errno;
 	if (write(report, &failed, sizeof(failed)) < 0)
 		_exit(126);
 	_exit(127);
+}
+
+static bool nonblock(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	return flags >= 0 && !fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+int order_pipes(int theirs[3], int ours[3])
+{
+	int i, pair[2];
+
+	for (i = 0; i < 3; i++)
+		theirs[i] = ours[i] = -1;
+	for (i = 0; i < 3; i++) {
+		if (pipe2(pair, O_CLOEXEC))
+			return errno;
+		theirs[i] = pair[!!i];	/* it reads the first and writes the others */
+		ours[i] = pair[!i];
+		fcntl(ours[i], F_SETPIPE_SZ, PIPE_SIZE);	/* one that stays smaller is slower, no more */
+		if (!nonblock(ours[i]))
+			return errno;
+	}
+	return 0;
+}
+
+int order_pty(const struct winsize *size, int theirs[3], int *master)
+{
+	int unlock = 0;
+
+	theirs[0] = theirs[1] = theirs[2] = -1;
+	*master = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+	if (*master < 0 || ioctl(*master, TIOCSPTLCK, &unlock))
+		return errno;
+	theirs[0] = ioctl(*master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (theirs[0] < 0)
+		return errno;
+	if (size->ws_col)
+		ioctl(*master, TIOCSWINSZ, size);
+	return 0;
 }
 
 /* Fork and exec; 0, or the errno of chdir or exec (the report pipe closes by itself when exec worked). */
