@@ -5,6 +5,7 @@ linux/if.h
 linux/sockios.h
 linux/vhost.h
 linux/if_tun.h
+linux/vm_sockets.h
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ VHOST_SET_VRING_CALL = 0x4008AF21
 VHOST_SET_VRING_ERR = 0x4008AF22
 VHOST_SET_VRING_KICK = 0x4008AF20
 VHOST_SET_VRING_NUM = 0x4008AF10
+VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60
+VHOST_VSOCK_SET_RUNNING = 0x4004AF61
+VMADDR_CID_ANY = 0xFFFFFFFF
+VMADDR_CID_HOST = 0x2
+VMADDR_CID_HYPERVISOR = 0x0
+VMADDR_CID_LOCAL = 0x1
 
 
 class vhost_memory_region(ctypes.Structure):

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Devices whose queues the host's kernel serves (vhost). No doorbell and no request passes through here."""
+
+from __future__ import annotations
+
+from unikvm.errors import GuestFault
+from unikvm.sys.eventfd import EventFd
+from unikvm.virtio.outside import Outside
+from unikvm.virtio.queue import Queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unikvm.memory import GuestMemory
+    from unikvm.sys.eventloop import EventLoop
+    from unikvm.sys.vhost import Vhost
+    from unikvm.virtio.device import Transport
+
+
+class InKernel(Outside):
+    """A device type derives from this, and begins and ends to have a ring served in `start_ring` and `stop_ring`.
+
+    It owns `vhost`. The kernel serves the first `served` queues; the others are the type's own, in `process`.
+    """
+
+    served = 2
+
+    def __init__(self, vhost: Vhost) -> None:
+        super().__init__()
+        self._vhost = vhost
+        self._errors: list[EventFd] = []
+        self.open = True
+
+    def start_ring(self, queue: Queue) -> None:
+        """The kernel knows where the ring is: let it begin. OSError where it does not take it."""
+        raise NotImplementedError
+
+    def stop_ring(self, queue: Queue) -> int:
+        """Let the kernel end; the next entry of the available ring."""
+        raise NotImplementedError
+
+    def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
+        super().connect(memory, loop, transport)
+        for queue in self.queues[: self.served]:
+            error = EventFd()
+            self._errors.append(error)
+            loop.add(error.fd, self._error_callback(queue, error))
+        self.introduce()
+        for queue, doorbell in list(zip(self.queues, self.doorbells, strict=True))[self.served :]:
+            loop.add(doorbell.fd, self._doorbell_callback(queue, doorbell))
+
+    def introduce(self) -> None:
+        """Tell the kernel what does not change with the driver's wishes."""
+        self._vhost.set_memory([(region.gpa, region.size, region.hva) for region in self.memory.regions])
+        for index, error in enumerate(self._errors):
+            self._vhost.set_error(index, error.fd)
+
+    def close(self) -> None:
+        with self.lock:
+            super().close()
+            for error in self._errors:
+                self.loop.remove(error.fd)
+                error.close()
+            self._errors.clear()
+        self.discard()
+
+    def discard(self) -> None:
+        if self.open:
+            self.open = False
+            self._vhost.close()
+
+    def activated(self) -> None:
+        self._vhost.set_features(self.driver_features)
+
+    def hand_over(self, queue: Queue, base: int) -> None:
+        vhost, index = self._vhost, queue.index
+        if index >= self.served:
+            return
+        descriptors, available, used = map(self.memory.host_address, queue.areas)
+        try:
+            vhost.set_ring(index, size=queue.size, base=base, descriptors=descriptors, available=available, used=used)
+            vhost.set_kick(index, self.doorbells[index].fd)
+            vhost.set_call(index, self.call_fd(index))
+            self.start_ring(queue)
+        except OSError as error:  # the ring was looked at, and is the driver's
+            queue.stop()
+            raise GuestFault(f"queue {index}: the kernel does not take it: {error.strerror}") from None
+
+    def release(self, queue: Queue) -> None:
+        if queue.active and queue.index < self.served:
+            queue.seek(self.stop_ring(queue))
+
+    def eventfd_changed(self, index: int) -> None:
+        if index < self.served and self.queues[index].active:
+            self._vhost.set_call(index, self.call_fd(index))
+
+    def _error_callback(self, queue: Queue, error: EventFd) -> Callable[[], None]:
+        def malformed() -> None:
+            raise GuestFault(f"queue {queue.index}: the kernel found it malformed")
+
+        def failed() -> None:
+            error.drain()
+            if queue.active:
+                self.serve(malformed)
+
+        return failed
