@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     kvm, checks = check_kvm()
-    checks += [check_kernel_half(), *check_tools(), check_builds()]
+    checks += [check_kernel_half(), *check_tools(), check_vsock(), check_builds()]
     for name, verdict, text in checks:
         sys.stdout.write(f"{verdict:<8}{name:<16}{text}\n")
     sys.stdout.write(f"\n{advice(kvm)}\n")
@@ -87,6 +87,17 @@ def check_tools() -> list[Check]:
     passt = shutil.which("passt")
     checks.append(("passt", "ok", passt) if passt else ("passt", "missing", "no --net user"))
     return checks
+
+
+def check_vsock() -> Check:
+    """What exec, shell and cp need of a host."""
+    from unikvm.sys.vhost import VhostVsock
+
+    try:
+        VhostVsock().close()
+    except UnikvmError as error:
+        return ("vsock", "missing", f"no exec, shell and cp with guests here, only in a host VM: {error}")
+    return ("vsock", "ok", VhostVsock.device)
 
 
 def check_builds() -> Check:

@@ -198,6 +198,10 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
 
             modules += network.GUEST_MODULES
             optional += network.OPTIONAL_MODULES
+        if plan.reachable:
+            from unikvm.cli import agent
+
+            optional += agent.GUEST_MODULES
         initrd = guest_initramfs(
             found, init=init_binary(), base=plan.config.initrd, modules=modules, optional=optional, progress=tell
         )
@@ -230,6 +234,10 @@ def command_line(plan: Plan, own_init: bool) -> str:
         from unikvm.cli.network import guest_words
 
         words += guest_words(plan.config.net)
+    if own_init and plan.reachable:
+        from unikvm.cli.agent import GUEST_WORD
+
+        words.append(GUEST_WORD)
     if plan.command:
         words += ["oops=panic", "unikvm.ctl"]
     if plan.config.cmdline:

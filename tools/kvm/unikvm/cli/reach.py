@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unikvm.cli.agent import Reach
     from unikvm.cli.plan import Plan
     from unikvm.machine.machine import Machine
 
@@ -31,7 +32,7 @@ def claim(plan: Plan) -> names.Claim | None:
     return names.claim(plan.config.name, exact=plan.named)
 
 
-def serve(plan: Plan, machine: Machine, name: names.Claim | None) -> None:
+def serve(plan: Plan, machine: Machine, name: names.Claim | None, agent: Reach | None = None) -> None:
     """Answer for `machine` from now on, until its io thread ends. Before it runs."""
     if name is None and not plan.front:
         return
@@ -50,6 +51,8 @@ def serve(plan: Plan, machine: Machine, name: names.Claim | None) -> None:
     facts = {"name": plan.config.name, "pid": plan.front or os.getpid(), "kernel": plan.spec}
     MachineCommands(server, machine, facts)
     server.command("exits", exits)
+    if agent is not None:
+        agent.serve(server, loop, plan.config.name)
     if name is None:
         Mux(loop, _relay_port(), server.serve)
     else:

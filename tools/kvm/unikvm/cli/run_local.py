@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unikvm.cli.agent import Reach
     from unikvm.machine.agent import Agent
     from unikvm.virtio.console import Console
     from unikvm.virtio.device import VirtioDevice
@@ -43,7 +44,7 @@ def run(plan: Plan) -> int:
             phases.begin("running")
             guest.connect(machine)
             if plan.reachable:
-                reach.serve(plan, machine, name)
+                reach.serve(plan, machine, name, guest.agent)
             with raw_mode(0 if plan.tty else -1):
                 event = guest.run(machine)
             if plan.exits:
@@ -129,6 +130,7 @@ class _Guest:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self.agent: Reach | None = None
         self._event: Event | None = None
         self._agent: Agent | None = None
         self._console: Console | None = None
@@ -176,7 +178,11 @@ class _Guest:
             )
         columns, rows = window_size()
         self._console = Console(console, ports, columns=columns, rows=rows)
-        return (self._console, Rng(), *_directories(plan))
+        if plan.reachable:
+            from unikvm.cli.agent import Reach
+
+            self.agent = Reach(own_init=plan.own_init)
+        return (self._console, Rng(), *_directories(plan), *(self.agent.devices if self.agent else ()))
 
     def print(self, data: bytes) -> None:
         """What the serial port sends; nothing while the guest's console, which says the same, is the virtio one."""

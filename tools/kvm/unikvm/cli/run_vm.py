@@ -106,6 +106,10 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
         before_firmware(host, uefi=is_uefi(plan.config.firmware))
     inner = plan.replace(result=RESULT if plan.result else None)
     if name is not None:
+        if plan.own_init:
+            from unikvm.cli.agent import prepare_host
+
+            prepare_host(host)
         inner = inner.replace(front=os.getpid(), config=inner.config.replace(name=name.name))
     argv = [LAUNCHER, "run", "--prepared", inner.dump()]
     environment = {name: os.environ[name] for name in ("TERM", "LANG", "UNIKVM_DEBUG") if name in os.environ}

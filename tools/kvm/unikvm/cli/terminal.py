@@ -100,8 +100,9 @@ def lost(error: OSError) -> None:
 class EscapeFilter:
     """Takes the Ctrl-A commands out of what is typed. `leave` is called for Ctrl-A x, `show` writes help."""
 
-    def __init__(self, leave: Callable[[], None], show: Callable[[bytes], object]) -> None:
+    def __init__(self, leave: Callable[[], None], show: Callable[[bytes], object], text: bytes = HELP) -> None:
         self._leave = leave
+        self._text = text
         self._show = show
         self._escaped = False
 
@@ -124,7 +125,7 @@ class EscapeFilter:
         if byte in b"xX":
             self._leave()
         elif byte in b"hH?":
-            self._show(HELP)
+            self._show(self._text)
         elif byte in (ESCAPE, *b"aA"):
             out.append(ESCAPE)
         else:

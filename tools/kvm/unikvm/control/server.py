@@ -9,6 +9,8 @@ socket's directory's business: it is the user's alone.
 
 from __future__ import annotations
 
+import os
+
 from unikvm.errors import UnikvmError
 from unikvm.sys.stream import Stream, splice
 
@@ -131,10 +133,15 @@ class _Connection:
 
     def _answer(self, value: object, error: UnikvmError | None = None) -> None:
         self._busy = False
-        if self._stream.fd < 0:
-            return  # the client did not wait
+        if self._stream.fd < 0:  # the client did not wait
+            if isinstance(value, Bytes):
+                os.close(value.fd)
+            return
         if error is not None:
             self._fail(error)
+        elif isinstance(value, Bytes):
+            self._become_stream(value.fd)
+            return
         else:
             self._send({"return": value})
         self._next()
@@ -150,8 +157,6 @@ class _Connection:
 
     def _become_stream(self, other: int) -> None:
         """The reply is short, and the client waits for it before it sends: nothing is pending after it."""
-        import os
-
         self._send({"return": {}})
         early = bytes(self._in)
         self._server.forget(self)

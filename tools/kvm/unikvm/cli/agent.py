@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's agent, for runs of guests that can be reached: what it needs in guest and host, and the way to it."""
+
+from __future__ import annotations
+
+from unikvm.errors import CannotRun, UnikvmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from unikvm.control.server import Server
+    from unikvm.hostvm.host import HostVm
+    from unikvm.machine.agentlink import AgentLink
+    from unikvm.virtio.device import VirtioDevice
+
+GUEST_MODULES = ("vmw_vsock_virtio_transport",)  # where its kernel has it
+GUEST_WORD = "unikvm.agent"  # on the kernel's command line: init, start it
+HOST_MODULES = ("vhost_vsock",)
+SECONDS = 60.0  # a guest under emulation takes so long to boot on a busy machine
+
+
+class Reach:
+    """The device and the way over it to the agent of a guest, or why there is none. `devices`: to plug in."""
+
+    def __init__(self, *, own_init: bool) -> None:
+        self.devices: tuple[VirtioDevice, ...] = ()
+        self._link: AgentLink | None = None
+        self._why = "has no agent: its initramfs is not unikvm's (`unikvm run -- CMD` puts ours on top)"
+        if own_init:
+            from unikvm.machine.agentlink import make
+
+            try:
+                device, self._link = make()
+                self.devices = (device,)
+            except CannotRun as error:
+                self._why = f"has no vsock: {error}"
+
+    def serve(self, server: Server, loop: Any, name: str) -> None:
+        """Answer the command `agent`: a byte stream to the agent (Documentation/vsock.md)."""
+        from unikvm.control.server import Bytes, Later
+
+        link = self._link
+        if link is not None:
+            link.start(loop)
+
+        def agent(arguments: dict[str, Any]) -> object:
+            if link is None:
+                raise UnikvmError(f"guest {name} {self._why}")
+            seconds = float(arguments.get("seconds", SECONDS))
+            return Later(lambda reply, fail: link.connect(lambda fd: reply(Bytes(fd)), fail, seconds))
+
+        server.command("agent", agent)
+
+
+def prepare_host(host: HostVm) -> None:
+    """Load what a host VM needs. Where its kernel has it not, that is said when somebody asks for the agent."""
+    from unikvm.images.modules import resolve
+
+    kernel = host.config.kernel
+    try:
+        for path in resolve(kernel.modules, kernel.release, HOST_MODULES):
+            host.insmod(path)
+    except UnikvmError:
+        return

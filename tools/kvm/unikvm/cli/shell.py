@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`unikvm shell`: a login shell in a guest that runs, as many as you like.
+
+examples:
+  unikvm shell           in the only guest that runs
+  unikvm shell lab       in the one that `unikvm run -n lab` started
+  unikvm shell lab --user daemon
+
+keys: Ctrl-A x leaves, Ctrl-A h helps. status: the shell's.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from unikvm.cli.exec import environment, shown
+from unikvm.cli.remote import EXEC_KEYS, connect, run
+from unikvm.remote.command import request
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the guest (default: the only one that runs)")
+    parser.add_argument(
+        "--user", metavar="USER", default="", help="as NAME of the guest, UID or UID:GID (default: root)"
+    )
+    parser.add_argument(
+        "--env", metavar="NAME=VALUE", action="append", default=[], help="environment; NAME alone: as here; repeatable"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    with connect(args.name) as stream:
+        env = environment(args.env, terminal=True)
+        status = run(
+            stream,
+            lambda size: request([], login=True, env=env, user=args.user, size=size),
+            tty=True,
+            keys=EXEC_KEYS,
+        )
+    return shown(status)
