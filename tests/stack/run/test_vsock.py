@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from stack.run.test_front_end import Terminal
+from unikvm.cli import agent
 from unikvm.errors import CANNOT_RUN
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.images.artifacts import LAUNCHER, init_binary
-from unikvm.images.kernel import find_kernel
+from unikvm.images.guest import OPTIONAL_MODULES, guest_initramfs
+from unikvm.images.kernel import Kernel
 
 SECONDS = 120.0
 BIG = 10 << 20
@@ -224,11 +226,13 @@ def test_a_guest_with_a_shell_on_its_console() -> None:
         terminal.close()
 
 
-def test_a_host_without_vsock() -> None:
+def test_a_host_without_vsock(kernel: Kernel) -> None:
     """The guest runs all the same; who asks for its agent is told what is missing."""
+    optional = (*OPTIONAL_MODULES, *agent.GUEST_MODULES)
+    guest_initramfs(kernel, init=init_binary(), optional=optional)  # the host VM cannot write it
     run = f"{LAUNCHER} run --host local --no-kernel-half -n bare -- sleep 60"
     ask = f"until {LAUNCHER} list | grep -q bare; do sleep 0.5; done; {LAUNCHER} exec bare -- true"
-    with HostVm(HostConfig(kernel=find_kernel(), init=init_binary())) as host:
+    with HostVm(HostConfig(kernel=kernel, init=init_binary())) as host:
         script = f"export XDG_RUNTIME_DIR=/run; {run} >/dev/null 2>&1 & {ask}; s=$?; kill $!; wait $!; exit $s"
         done = host.exec(["sh", "-c", script], timeout=SECONDS)
     assert b"guest bare has no vsock: the guest's agent needs /dev/vhost-vsock: No such file" in done.stderr
