@@ -13,6 +13,7 @@ from unikvm.arch.x86_64 import layout
 from unikvm.errors import CannotRun
 from unikvm.machine.events import DebugExit, Event
 from unikvm.machine.machine import Machine
+from unit.boot import images as made
 
 Payload = Callable[[str], str]
 SECONDS = 20.0
@@ -52,6 +53,22 @@ def test_what_the_guest_is_told(payload: Payload, tmp_path: Path, name: str, loa
     assert int(told["module-sum"], 16) == sum(module.read_bytes())
     assert int(told["ram"], 16) == sum(size for _, size, kind in layout.e820(64 << 20) if kind == layout.E820_RAM)
     assert int(told["rsdp"], 16) == (layout.ACPI if loader == "pvh" else 0)
+
+
+# 32-bit code: status 7 when the setup header is where ESI says, CS is 0x10, DS 0x18, EBX, EBP and EDI are 0 and paging
+# is off (the 32-bit boot protocol), else 1
+BOOT32 = bytes.fromhex(
+    "8b8602020000 3d48647253 751f"  # mov eax, [esi + 0x202]; cmp eax, "HdrS"; jne fail
+    "8cc8 83f810 7518 8cd8 83f818 7511"  # mov eax, cs; cmp eax, 0x10; jne; mov eax, ds; cmp eax, 0x18; jne
+    "09fd 09dd 750b 0f20c0 85c0 7804"  # or ebp, edi; or ebp, ebx; jne; mov eax, cr0; test eax, eax; js
+    "b007 eb02 b001 e6f4 f4"  # mov al, 7; jmp over; fail: mov al, 1; out 0xf4, al; hlt
+)
+
+
+def test_a_32_bit_bzimage(tmp_path: Path) -> None:
+    image = tmp_path / "bzImage"
+    image.write_bytes(made.bzimage(xloadflags=0, code=BOOT32.ljust(4096, b"\xf4")))
+    assert boot(str(image), memory="64M") == (DebugExit(7), "")
 
 
 def test_memory_beyond_the_hole(payload: Payload) -> None:

@@ -164,6 +164,32 @@ def test_bzimage(boot: Boot) -> None:
     assert not any(page[0x78:0x1E8])  # a clean page: only the header is copied
 
 
+@pytest.mark.parametrize(("version", "flags"), [(0x20F, 0), (0x20B, 1), (0x20A, 0)])
+def test_a_bzimage_without_a_64_bit_entry(boot: Boot, version: int, flags: int) -> None:
+    """Before 2.12 there are no xloadflags, whatever lies there."""
+    entry, memory = boot(made.bzimage(version=version, xloadflags=flags), cmdline="quiet")
+    assert entry == Entry("protected", {"rip": 0x100_0000, "rsi": layout.ZERO_PAGE})
+    assert memory.read(layout.ZERO_PAGE + 0x202, 4) == b"HdrS"
+    assert unpack("<I", memory.read(layout.ZERO_PAGE + 0x214, 4)) == (0x100_0000,)
+
+
+def test_a_vmlinux_without_a_pvh_note(boot: Boot) -> None:
+    image = made.elf(notes=made.note(b"Linux", 0x100, b"salt"), entry=0x10_0010)
+    entry, memory = boot(image, cmdline="quiet", initrd=b"x" * 5000, rsdp=0xE0000)
+    assert entry == Entry("long", {"rip": 0x10_0010, "rsi": layout.ZERO_PAGE})
+    page = memory.read(layout.ZERO_PAGE, 4096)
+    assert (page[0x1FE:0x200], page[0x202:0x206], page[0x210]) == (b"\x55\xaa", b"HdrS", 0xFF)
+    assert unpack_from("<Q", page, 0x70) == (0xE0000,)
+    assert memory.read(unpack_from("<I", page, 0x228)[0], 6) == b"quiet\0"
+    address, size = unpack_from("<II", page, 0x218)
+    assert memory.read(address, size) == b"x" * 5000
+    assert page[0x1E8] == len(layout.e820(64 * MIB))
+    with pytest.raises(CannotRun, match="entry point 0x50 is in no segment"):
+        boot(made.elf(notes=made.note(b"Linux", 0x100, b"salt"), entry=0x50))
+    with pytest.raises(CannotRun, match="neither a PVH note nor a multiboot header"):
+        boot(made.elf(32, notes=made.note(b"Linux", 0x100, b"salt")))
+
+
 def test_bzimage_initrd_stays_below_its_limit(boot: Boot) -> None:
     _, memory = boot(made.bzimage(initrd_max=0x1FF_FFFF), initrd=b"x" * 5000)
     (address,) = unpack("<I", memory.read(layout.ZERO_PAGE + 0x218, 4))
@@ -177,8 +203,7 @@ def test_bzimage_initrd_stays_below_its_limit(boot: Boot) -> None:
     [
         (made.bzimage()[:600], "truncated: no Linux setup header"),
         (made.bzimage()[:3000], "truncated: .* announced, 3000 are there"),
-        (made.bzimage(xloadflags=0), "32-bit kernel"),
-        (made.bzimage(version=0x20A), "boot protocol 2.10 is too old"),
+        (made.bzimage(version=0x209), "boot protocol 2.09 is too old"),
         (made.bzimage(loadflags=0), "too old"),
         (made.bzimage(init_size=128 * MIB), "needs at least 144M"),
         (made.bzimage(address=0x1000), "corrupt: it prefers to be at 0x1000"),

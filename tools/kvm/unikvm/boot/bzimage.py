@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""bzImage through its 64-bit entry point (Linux Documentation/arch/x86/boot.rst, "64-bit boot protocol").
+"""Linux by its own boot protocol (Documentation/arch/x86/boot.rst): a bzImage through its 64-bit entry point, or its
+32-bit one where it has no other, and a vmlinux without a PVH note, which starts like the former.
 
 Offsets below are those of struct boot_params (the zero page); the setup header lies at the same place in the
 file.
@@ -10,9 +11,22 @@ from __future__ import annotations
 from struct import pack, pack_into, unpack_from
 
 from unikvm.arch.x86_64 import layout
-from unikvm.arch.x86_64.state import LONG
-from unikvm.boot.image import Entry, Image, Request, check_room, load_initrd, needs_memory, write_cmdline
+from unikvm.arch.x86_64.state import LONG, PROTECTED
+from unikvm.boot.image import (
+    Entry,
+    Image,
+    Request,
+    check_room,
+    load_initrd,
+    load_segments,
+    needs_memory,
+    write_cmdline,
+)
 from unikvm.memory import GuestMemory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unikvm.boot.elf import Elf
 
 MAGIC = b"HdrS"
 MAGIC_AT = 0x202
@@ -42,7 +56,12 @@ _E820_TABLE = 0x2D0
 
 _LOADED_HIGH = 1 << 0
 _XLF_KERNEL_64 = 1 << 0
-_MIN_VERSION = 0x20C  # xloadflags
+_MIN_VERSION = 0x20A  # pref_address and init_size
+_VERSION_XLOADFLAGS = 0x20C
+_VERSION_NOW = 0x20F
+_BOOT_FLAG_MAGIC = 0xAA55
+_ANY_INITRD_MAX = 0x7FFF_FFFF
+_LINUX_CMDLINE = 2047  # COMMAND_LINE_SIZE less the zero
 _UNDEFINED_LOADER = 0xFF
 _SECTOR = 512
 _ENTRY_64 = 0x200
@@ -54,7 +73,7 @@ def is_bzimage(head: bytes) -> bool:
 
 
 def load(image: Image, memory: GuestMemory, request: Request) -> Entry:
-    """Load a bzImage. CannotRun when it is not a 64-bit one, truncated, or does not fit."""
+    """Load a bzImage. CannotRun when it is too old, truncated, or does not fit."""
     head = image.pread(_HEAD_SIZE, 0)
     if len(head) < _HEAD_SIZE or not is_bzimage(head):
         raise image.bad("it is truncated: no Linux setup header")
@@ -62,19 +81,36 @@ def load(image: Image, memory: GuestMemory, request: Request) -> Entry:
     if version < _MIN_VERSION or not loadflags & _LOADED_HIGH:
         raise image.bad(
             f"its boot protocol {version >> 8}.{version & 0xFF:02} is too old",
-            "unikvm needs 2.12 or newer (Linux 3.8)",
+            "unikvm needs 2.10 or newer (Linux 2.6.31)",
         )
-    if not unpack_from("<H", head, _XLOADFLAGS)[0] & _XLF_KERNEL_64:
-        raise image.bad("it is a 32-bit kernel", "unikvm boots 64-bit bzImages only")
+    flags = unpack_from("<H", head, _XLOADFLAGS)[0] if version >= _VERSION_XLOADFLAGS else 0
     address, end = _load_kernel(image, memory, head)
     limit = unpack_from("<I", head, _CMDLINE_SIZE)[0]
     cmdline = write_cmdline(image, memory, request.cmdline, limit)
     ceiling = unpack_from("<I", head, _INITRD_ADDR_MAX)[0] + 1
-    initrd, initrd_size = load_initrd(image, memory, request.modules, end, ceiling)
-    page = _zero_page(head, memory.size, cmdline, initrd, initrd_size, request.rsdp)
-    pack_into("<I", page, _CODE32_START, address)
-    memory.write(layout.ZERO_PAGE, page)
-    return Entry(LONG, {"rip": address + _ENTRY_64, "rsi": layout.ZERO_PAGE})
+    initrd = load_initrd(image, memory, request.modules, end, ceiling)
+    _write_zero_page(memory, head, address, cmdline, initrd, request.rsdp)
+    if flags & _XLF_KERNEL_64:
+        return Entry(LONG, {"rip": address + _ENTRY_64, "rsi": layout.ZERO_PAGE})
+    return Entry(PROTECTED, {"rip": address, "rsi": layout.ZERO_PAGE})  # ebx, ebp and edi have to be 0, and are
+
+
+def load_vmlinux(image: Image, parsed: Elf, memory: GuestMemory, request: Request) -> Entry:
+    """Load a 64-bit ELF of Linux. What a bzImage's unpacker would do before it jumps there is done here."""
+    end = load_segments(image, memory, parsed.segments)
+    entry = parsed.physical(parsed.entry)
+    if not any(s.address <= entry < s.address + s.size for s in parsed.segments):
+        raise image.bad(f"it is corrupt: its entry point {entry:#x} is in no segment")
+    cmdline = write_cmdline(image, memory, request.cmdline, _LINUX_CMDLINE)
+    initrd = load_initrd(image, memory, request.modules, end, _ANY_INITRD_MAX + 1)
+    head = bytearray(_HEAD_SIZE)
+    pack_into("<H", head, _BOOT_FLAG, _BOOT_FLAG_MAGIC)
+    head[_JUMP_LENGTH] = _HEAD_SIZE - MAGIC_AT
+    pack_into("<4sH", head, MAGIC_AT, MAGIC, _VERSION_NOW)
+    head[_LOADFLAGS] = _LOADED_HIGH
+    pack_into("<I", head, _CMDLINE_SIZE, _LINUX_CMDLINE)
+    _write_zero_page(memory, head, entry, cmdline, initrd, request.rsdp)
+    return Entry(LONG, {"rip": entry, "rsi": layout.ZERO_PAGE})
 
 
 def _load_kernel(image: Image, memory: GuestMemory, head: bytes) -> tuple[int, int]:
@@ -98,17 +134,20 @@ def _load_kernel(image: Image, memory: GuestMemory, head: bytes) -> tuple[int, i
     return address, end
 
 
-def _zero_page(head: bytes, memory_size: int, cmdline: int, initrd: int, initrd_size: int, rsdp: int) -> bytearray:
+def _write_zero_page(
+    memory: GuestMemory, head: bytes | bytearray, address: int, cmdline: int, initrd: tuple[int, int], rsdp: int
+) -> None:
     """struct boot_params: the file's setup header in a clean page, and what a loader has to fill in."""
     page = bytearray(layout.ZERO_PAGE_END - layout.ZERO_PAGE)
     header_end = min(MAGIC_AT + head[_JUMP_LENGTH], _HEAD_SIZE)
     page[_SETUP_SECTS:header_end] = head[_SETUP_SECTS:header_end]
     page[_TYPE_OF_LOADER] = _UNDEFINED_LOADER
     pack_into("<Q", page, _ACPI_RSDP, rsdp)
-    pack_into("<II", page, _RAMDISK_IMAGE, initrd, initrd_size)  # below 4 GiB: the ext_ fields stay 0
+    pack_into("<I", page, _CODE32_START, address)
+    pack_into("<II", page, _RAMDISK_IMAGE, *initrd)  # below 4 GiB: the ext_ fields stay 0
     pack_into("<I", page, _CMD_LINE_PTR, cmdline)
-    ranges = layout.e820(memory_size)
+    ranges = layout.e820(memory.size)
     page[_E820_ENTRIES] = len(ranges)
     table = b"".join(pack("<QQI", *entry) for entry in ranges)
     page[_E820_TABLE : _E820_TABLE + len(table)] = table
-    return page
+    memory.write(layout.ZERO_PAGE, page)

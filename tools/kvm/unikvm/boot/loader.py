@@ -88,6 +88,10 @@ def _load_elf(image: Image, memory: GuestMemory, request: Request) -> Entry:
     header_at = multiboot.find_header(image)
     if header_at is not None:
         return multiboot.load(image, header_at, memory, request)
+    if parsed.bits == 64 and pvh.is_linux(image, parsed):
+        from unikvm.boot import bzimage
+
+        return bzimage.load_vmlinux(image, parsed, memory, request)
     raise image.bad(
         "it has neither a PVH note nor a multiboot header",
         "build the kernel with CONFIG_PVH=y, or boot its bzImage",

@@ -38,6 +38,11 @@ def entry_point(image: Image, parsed: elf.Elf) -> tuple[int, bool] | None:
     return None if address is None else (address, is_linux)
 
 
+def is_linux(image: Image, parsed: elf.Elf) -> bool:
+    """Whether an ELF file without a PVH note is a Linux kernel: since 4.19 it has notes of its own."""
+    return any(owner == b"Linux" for owner, _, _ in elf.notes(image, parsed))
+
+
 def load(image: Image, parsed: elf.Elf, memory: GuestMemory, request: Request) -> Entry:
     """Load an ELF file with a PVH note. CannotRun when it does not fit or is corrupt."""
     found = entry_point(image, parsed)

@@ -164,12 +164,13 @@ def is_linux(path: str) -> bool:
 
     image = Image.open(path)
     try:
-        found = pvh.entry_point(image, elf.parse(image))
+        parsed = elf.parse(image)
+        found = pvh.entry_point(image, parsed) or (0, pvh.is_linux(image, parsed))
     except CannotRun:
         return False  # the loader says what is wrong with it
     finally:
         os.close(image.fd)
-    return found is not None and found[1]
+    return found[1]
 
 
 def _with_linux(plan: Plan, spec: str | None) -> Plan:

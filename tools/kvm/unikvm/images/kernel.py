@@ -205,7 +205,10 @@ def _version_place(image: str, head: bytes, size: int) -> int:
     if protocol < PROTOCOL_NEEDED:
         raise CannotRun(f"{image} is too old: boot protocol {protocol >> 8}.{protocol & 0xFF:02}, 2.12 is needed")
     if not unpack_from("<H", head, XLOADFLAGS_AT)[0] & XLF_KERNEL_64:
-        raise CannotRun(f"{image} is a 32-bit kernel", hint="unikvm runs Linux for x86-64")
+        raise CannotRun(
+            f"{image} is a 32-bit kernel, and our init is for x86-64",
+            hint="give an initramfs of its own with --initrd, and no command",
+        )
     payload_extent(image, head, size)
     return int(unpack_from("<H", head, KERNEL_VERSION_AT)[0]) + 0x200
 
