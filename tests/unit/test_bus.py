@@ -64,3 +64,38 @@ def test_remove() -> None:
 def test_bad_range(start: int, length: int) -> None:
     with pytest.raises(UnikvmError, match="bad range"):
         Bus("pio").add(start, length, Register())
+
+
+def test_others_come_and_go_while_one_is_looked_up() -> None:
+    """A look-up never misses a device because of another's coming or going."""
+    import sys
+    import threading
+
+    bus = Bus("mmio")
+    bus.add(0x8000, 0x1000, _Constant())
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            bus.add(0x1000, 0x1000, _Constant())
+            bus.add(0x4000, 0x1000, _Constant())
+            bus.remove(0x1000)
+            bus.remove(0x4000)
+
+    thread = threading.Thread(target=change)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        assert all(bus.read(0x8000, 1) == 7 for _ in range(20000))
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
+class _Constant:
+    def read(self, _offset: int, _size: int) -> int:
+        return 7
+
+    def write(self, offset: int, size: int, value: int) -> None: ...

@@ -315,3 +315,61 @@ def test_msix_restore() -> None:
     assert twin.msix.save() == table.msix.save()
     twin.msix.close()
     assert twin.vectors[0].events[-1] == "closed"
+
+
+def test_a_function_that_left_maps_nothing() -> None:
+    slot = Slot()
+    slot.function.assign(slot.bar, 0xC000_0000)
+    slot.write(PCI_COMMAND, 2, PCI_COMMAND_MEMORY)
+    assert slot.mapped() == [0xC000_0000]
+    assert slot.bus.remove(slot.devfn) is slot.function
+    assert slot.mapped() == []
+    assert slot.moves == [0xC000_0000, None]
+    assert slot.read(0, 4) == 0xFFFF_FFFF
+    slot.function.config_write(PCI_COMMAND, 2, PCI_COMMAND_MEMORY)  # by an access that began before
+    slot.function.remap()
+    assert slot.mapped() == []
+    assert slot.bus.remove(slot.devfn) is None
+
+
+def test_the_lowest_free_slot_is_taken() -> None:
+    slot = Slot()
+    others = [PciFunction(1, 2, 3) for _ in range(3)]
+    assert [slot.bus.add(other) for other in others] == [1 << 3, 2 << 3, 3 << 3]
+    slot.bus.remove(1 << 3)
+    slot.bus.remove(2 << 3)
+    assert slot.bus.add(PciFunction(1, 2, 3)) == 1 << 3
+
+
+def test_a_bar_over_one_that_leaves() -> None:
+    """The guest puts a BAR over another: it is unmapped there, until the other one is gone."""
+    slot = Slot()
+    other = PciFunction(1, 2, 3)
+    bar = other.add_bar(0, 0x1000, Device())
+    devfn = slot.bus.add(other)
+    for at in (slot.devfn, devfn):
+        slot.bus.config_write(0, at, PCI_BAR0, 4, 0xC000_0000)
+        slot.bus.config_write(0, at, PCI_COMMAND, 2, PCI_COMMAND_MEMORY)
+    assert (slot.bar.address, bar.address) == (0xC000_0000, None)
+    slot.bus.remove(slot.devfn)
+    assert bar.address == 0xC000_0000
+    assert slot.mapped() == [0xC000_0000]
+
+
+def test_a_ghost_answers_until_its_place_is_wanted() -> None:
+    slot = Slot()
+    slot.function.assign(slot.bar, 0xC000_0000)
+    slot.write(PCI_COMMAND, 2, PCI_COMMAND_MEMORY)
+    slot.bus.remove(slot.devfn, ghost=True)
+    assert slot.read(0, 4) == 0xFFFF_FFFF
+    assert slot.mapped() == [0xC000_0000]
+    other = PciFunction(1, 2, 3)
+    bar = other.add_bar(0, 0x4000, Device())
+    devfn = slot.bus.add(other)
+    slot.bus.config_write(0, devfn, PCI_BAR0, 4, 0xBFFF_E000 & ~0x3FFF)
+    slot.bus.config_write(0, devfn, PCI_COMMAND, 2, PCI_COMMAND_MEMORY)
+    assert slot.mapped() == [0xBFFF_C000, 0xC000_0000]
+    slot.bus.config_write(0, devfn, PCI_BAR0, 4, 0xC000_0000)
+    assert bar.address == 0xC000_0000
+    assert slot.mapped() == [0xC000_0000]
+    assert slot.bar.address is None

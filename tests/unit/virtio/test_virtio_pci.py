@@ -371,3 +371,19 @@ def test_garbage_everywhere(kind: str, accesses: list[tuple[str, int, int, int]]
     guest.close()
     assert all(vector.closed for vector in guest.irq.vectors)
     assert guest.kvm.registered == {}
+
+
+def test_a_device_that_left_is_deaf(guest: Guest) -> None:
+    """Another vCPU may be in an access that began before the removal: it changes nothing, and makes no vector."""
+    guest.bus.remove(guest.devfn)
+    guest.function.close()
+    assert not guest.kvm.registered
+    made = len(guest.irq.vectors)
+    for offset in range(0, BAR_SIZE, 4):
+        guest.function.write(offset, 4, 0xFFFF_FFFF)
+        guest.function.write(offset, 4, 0x0000_000F)
+        assert guest.function.read(0x14, 1) == 0
+    guest.function.config_write(guest.function.msix.capability + 2, 2, 0x8000)
+    assert len(guest.irq.vectors) == made
+    assert guest.device.status == 0
+    guest.function.close()  # twice is once

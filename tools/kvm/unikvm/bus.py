@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from unikvm.errors import UnikvmError
+from unikvm.lean import Lock
 
 TYPE_CHECKING = False  # importing `typing` would cost a tenth of a payload's whole run
 if TYPE_CHECKING:
@@ -26,56 +27,58 @@ if TYPE_CHECKING:
 
 
 class Bus:
-    """Maps addresses to devices. Reads are lock-free: the tables are replaced, never changed in place."""
+    """Maps addresses to devices. Look-ups are lock-free, whoever adds and removes meanwhile: the table is replaced as a
+    whole, never changed in place.
+
+    Lock order: `_lock`, which orders those who add and remove, is a leaf.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         # What the vCPUs found for exits that come again, in their own terms. Another dictionary after each change, so
-        # what is put into the one that was there before the look-up is never older than the tables.
+        # what is put into the one that was there before the look-up is never older than the table.
         self.resolved: dict[int, Resolved] = {}
-        self._starts: list[int] = []
-        self._ranges: list[tuple[int, int, BusDevice]] = []
+        self._lock = Lock()
+        # Both lists in one: starts of an older table than the ranges would lead to another device.
+        self._table: tuple[list[int], list[tuple[int, int, BusDevice]]] = ([], [])
 
     def add(self, start: int, length: int, device: BusDevice) -> None:
         """Claim [start, start + length) for `device`. Raises UnikvmError when any of it is taken."""
         if length <= 0 or start < 0:
             raise UnikvmError(f"{self.name}: bad range {start:#x}+{length:#x}")
         end = start + length
-        for other_start, other_end, other in self._ranges:
-            if start < other_end and other_start < end:
-                raise UnikvmError(
-                    f"{self.name}: {type(device).__name__} at [{start:#x}, {end:#x}) overlaps "
-                    f"{type(other).__name__} at [{other_start:#x}, {other_end:#x})"
-                )
-        ranges = sorted([*self._ranges, (start, end, device)], key=lambda entry: entry[0])
-        self._publish(ranges)
+        with self._lock:
+            for other_start, other_end, other in self._table[1]:
+                if start < other_end and other_start < end:
+                    raise UnikvmError(
+                        f"{self.name}: {type(device).__name__} at [{start:#x}, {end:#x}) overlaps "
+                        f"{type(other).__name__} at [{other_start:#x}, {other_end:#x})"
+                    )
+            self._publish(sorted([*self._table[1], (start, end, device)], key=lambda entry: entry[0]))
 
     def remove(self, start: int) -> None:
         """Release the range that begins at `start`; KeyError when there is none."""
-        ranges = [entry for entry in self._ranges if entry[0] != start]
-        if len(ranges) == len(self._ranges):
-            raise KeyError(start)
-        self._publish(ranges)
+        with self._lock:
+            ranges = [entry for entry in self._table[1] if entry[0] != start]
+            if len(ranges) == len(self._table[1]):
+                raise KeyError(start)
+            self._publish(ranges)
 
     def _publish(self, ranges: list[tuple[int, int, BusDevice]]) -> None:
-        # A reader that takes the new ranges with the old starts still compares against both ends of what it found.
-        self._ranges = ranges
-        self._starts = [entry[0] for entry in ranges]
+        self._table = ([entry[0] for entry in ranges], ranges)
         self.resolved = {}
 
     def find(self, address: int) -> tuple[int, int, BusDevice] | None:
         """The (start, end, device) that claims `address`, or None."""
-        index = bisect_right(self._starts, address) - 1
-        ranges = self._ranges
-        if 0 <= index < len(ranges):
-            entry = ranges[index]
-            if entry[0] <= address < entry[1]:
-                return entry
+        starts, ranges = self._table
+        index = bisect_right(starts, address) - 1
+        if index >= 0 and address < ranges[index][1]:
+            return ranges[index]
         return None
 
     def ranges(self) -> tuple[tuple[int, int, BusDevice], ...]:
         """Every claimed (start, end, device), by address."""
-        return tuple(self._ranges)
+        return tuple(self._table[1])
 
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes at `address`, little-endian."""

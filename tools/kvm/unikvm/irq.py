@@ -15,6 +15,7 @@ from unikvm.uapi import kvm as uapi
 IOAPIC_PINS = 24  # KVM_IOAPIC_NUM_PINS
 FIRST_MSI_GSI = IOAPIC_PINS
 MAX_MSI_VECTORS = 1024
+_REMAPPABLE = 1 << 4  # an MSI address in the format of interrupt remapping, of which there is none here
 TIMER_IOAPIC_PIN = 2  # the MADT's interrupt source override: ISA IRQ 0 arrives on pin 2
 
 
@@ -135,7 +136,10 @@ def _chip_route(gsi: int, chip: int, pin: int) -> uapi.kvm_irq_routing_entry:
 
 def _msi_route(gsi: int, address: int, data: int) -> uapi.kvm_irq_routing_entry:
     entry = uapi.kvm_irq_routing_entry(gsi=gsi, type=uapi.KVM_IRQ_ROUTING_MSI)
-    entry.u.msi.address_lo = address & 0xFFFF_FFFF
-    entry.u.msi.address_hi = address >> 32
+    # Linux's extended destination (KVM_FEATURE_MSI_EXT_DEST_ID): bits 8-14 of the ID are in bits 5-11 of the address.
+    # KVM takes them from the upper word, the lowest byte of which it wants to be 0.
+    extended = 0 if address & _REMAPPABLE else address >> 5 & 0x7F
+    entry.u.msi.address_lo = address & 0xFFFF_FFFF & ~(0x7F << 5 if extended else 0)
+    entry.u.msi.address_hi = address >> 32 & 0xFFFF_FF00 or extended << 8
     entry.u.msi.data = data
     return entry

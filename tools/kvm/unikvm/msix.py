@@ -74,6 +74,7 @@ class Msix:
         self._vectors: list[Vector | None] = [None] * count
         self._live = [False] * count
         self._table = bytearray(b"\0" * 12 + b"\1\0\0\0") * count  # every entry masked (§6.8.2.9)
+        self._closed = False
         self._lock = Lock()
         body = b"".join(
             (
@@ -87,7 +88,7 @@ class Msix:
         function.watch(self.capability + 2, 2, self.control_written)
 
     def trigger(self, index: int) -> None:
-        """Send message `index`, or keep it pending while it is masked. From any thread."""
+        """Send message `index`, or keep it pending while it is masked. From any thread; not after `close`."""
         vector = self._vectors[index] or self._vector(index)
         vector.trigger()
 
@@ -98,6 +99,8 @@ class Msix:
     def control_written(self) -> None:
         """The guest wrote the capability: take over enable and function mask."""
         with self._lock:
+            if self._closed:
+                return
             control = self._function.get(self.capability + 2, 2)
             before = self.enabled
             self.enabled = bool(control & MSIX_ENABLE)
@@ -114,6 +117,8 @@ class Msix:
         if size not in (4, 8) or offset % size or offset + size > len(self._table):
             return
         with self._lock:
+            if self._closed:
+                return
             self._table[offset : offset + size] = value.to_bytes(size, "little")
             self._refresh(offset // ENTRY_SIZE)
 
@@ -144,6 +149,7 @@ class Msix:
     def close(self) -> None:
         """Give the vectors back."""
         with self._lock:
+            self._closed = True  # an access that began before comes to nothing
             for vector in self._vectors:
                 if vector is not None:
                     vector.close()

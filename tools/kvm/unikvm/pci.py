@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """PCI functions and their bus: configuration space, BARs, capabilities (PCI Local Bus 3.0 §6).
 
-Configuration accesses come on vCPU threads. `PciBus.lock` protects the configuration space of every function
-and where its BARs are mapped; it is taken before any device's lock.
+Configuration accesses come on vCPU threads; functions come and go at run time on others. `PciBus.lock` protects which
+functions there are, the configuration space of each and where its BARs are mapped; it is taken before any device's
+lock.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ BAR_MEM32 = 0x0
 BAR_MEM64 = 0x4
 BAR_PREFETCHABLE = 0x8
 _FIRST_CAPABILITY = 0x40
+
+
+def _no_ghosts(_bus: Bus, _address: int, _size: int) -> None:
+    """For functions that are on no bus."""
 
 
 def _unmoved(_address: int | None) -> None:
@@ -108,6 +113,7 @@ class PciFunction:
         self._last_link = PCI_CAPABILITIES
         self._mmio: Bus | None = None
         self._pio: Bus | None = None
+        self._make_room: Callable[[Bus, int, int], None] = _no_ghosts
         self._watches: list[tuple[int, int, Callable[[], None]]] = []
         self.watch(PCI_COMMAND, 2, self.remap)
         self.watch(PCI_BAR0, 4 * BAR_COUNT, self.remap)
@@ -187,10 +193,17 @@ class PciFunction:
         self.set(PCI_STATUS, 2, self.get(PCI_STATUS, 2) | PCI_STATUS_CAPABILITIES)
         return offset
 
-    def connect(self, mmio: Bus, pio: Bus | None) -> None:
-        """Called by PciBus: where BARs get mapped."""
+    def connect(self, mmio: Bus, pio: Bus | None, make_room: Callable[[Bus, int, int], None] = _no_ghosts) -> None:
+        """Called by PciBus: where BARs get mapped, when `make_room(bus, address, size)` has returned."""
         self._mmio = mmio
         self._pio = pio
+        self._make_room = make_room
+
+    def disconnect(self) -> None:
+        """Called by PciBus: the function is gone; whatever is written to it later maps nothing."""
+        for bar in self.bars:
+            self._place(bar, None)
+        self._mmio = self._pio = None
 
     def config_read(self, offset: int, size: int) -> int:
         """The guest reads configuration space; what the function has not reads as zero."""
@@ -239,6 +252,7 @@ class PciFunction:
             bus.remove(bar.address)
             bar.address = None
         if address is not None:
+            self._make_room(bus, address, bar.size)
             try:
                 bus.add(address, bar.size, bar.device)
             except UnikvmError:
@@ -255,20 +269,50 @@ class PciBus:
         self._mmio = mmio
         self._pio = pio
         self.functions: dict[int, PciFunction] = {}
+        self._ghosts: list[PciFunction] = []
 
     def add(self, function: PciFunction, slot: int | None = None, number: int = 0) -> int:
         """Plug `function` into `slot` (None: the next free one). Returns its devfn, slot << 3 | number."""
-        if slot is None:
-            used = {devfn >> 3 for devfn in self.functions}
-            slot = next((free for free in range(32) if free not in used), 32)
-        devfn = slot << 3 | number
-        if not 0 <= slot < 32 or not 0 <= number < 8 or devfn in self.functions:
-            raise UnikvmError(f"no free PCI slot ({slot:#x}.{number})")
-        self.functions[devfn] = function
-        function.connect(self._mmio, self._pio)
-        if number and slot << 3 in self.functions:
-            self.functions[slot << 3].config[PCI_HEADER_TYPE] |= PCI_HEADER_MULTIFUNCTION
+        with self.lock:
+            if slot is None:
+                used = {devfn >> 3 for devfn in self.functions}
+                slot = next((free for free in range(32) if free not in used), 32)
+            devfn = slot << 3 | number
+            if not 0 <= slot < 32 or not 0 <= number < 8 or devfn in self.functions:
+                raise UnikvmError(f"no free PCI slot ({slot:#x}.{number})")
+            self.functions[devfn] = function
+            function.connect(self._mmio, self._pio, self._bury)
+            if number and slot << 3 in self.functions:
+                self.functions[slot << 3].config[PCI_HEADER_TYPE] |= PCI_HEADER_MULTIFUNCTION
         return devfn
+
+    def remove(self, devfn: int, *, ghost: bool = False) -> PciFunction | None:
+        """Unplug a function, and give it back; None where there is none. Its addresses answer no more when this
+        returns; a vCPU may still be in an access that began before.
+
+        `ghost`: its BARs go on to answer, with what the function says when it is gone, until something else wants their
+        place: a guest that was not asked may still wait for a register there to change.
+        """
+        with self.lock:
+            function = self.functions.pop(devfn, None)
+            if function is not None and ghost:
+                self._ghosts.append(function)
+            elif function is not None:
+                function.disconnect()
+                for other in self.functions.values():
+                    other.remap()  # a guest may have put another BAR where the removed one was
+        return function
+
+    def _bury(self, bus: Bus, address: int, size: int) -> None:
+        """Let go of the ghosts in [address, address + size) of `bus`. Under the lock."""
+        for ghost in list(self._ghosts):
+            for bar in ghost.bars:
+                where = self._pio if bar.flags & BAR_IO else self._mmio
+                at = bar.address
+                if where is bus and at is not None and at < address + size and address < at + bar.size:
+                    ghost.disconnect()
+                    self._ghosts.remove(ghost)
+                    break
 
     def assign_bars(self, start: int, end: int, start64: int = 0, end64: int = 0) -> None:
         """Preset every memory BAR, as firmware does: in [start, end), those of 64 bits in the second range.
@@ -292,15 +336,13 @@ class PciBus:
 
     def config_read(self, bus: int, devfn: int, offset: int, size: int) -> int:
         """Read configuration space; where there is no function all ones, which is how guests notice."""
-        function = self.functions.get(devfn) if bus == 0 else None
-        if function is None:
-            return (1 << 8 * size) - 1
         with self.lock:
-            return function.config_read(offset, size)
+            function = self.functions.get(devfn) if bus == 0 else None
+            return (1 << 8 * size) - 1 if function is None else function.config_read(offset, size)
 
     def config_write(self, bus: int, devfn: int, offset: int, size: int, value: int) -> None:
         """Write configuration space."""
-        function = self.functions.get(devfn) if bus == 0 else None
-        if function is not None:
-            with self.lock:
+        with self.lock:  # before the look: it may be removed meanwhile
+            function = self.functions.get(devfn) if bus == 0 else None
+            if function is not None:
                 function.config_write(offset, size, value)

@@ -19,7 +19,9 @@ class EventFd:
         os.write(self.fd, _ONE)
 
     def drain(self) -> int:
-        """Take the counter: how many signals came since the last drain (0 when none)."""
+        """Take the counter: how many signals came since the last drain (0 when none, and after `close`)."""
+        if self.fd < 0:
+            return 0
         try:
             return int.from_bytes(os.read(self.fd, 8), "little")
         except BlockingIOError:

@@ -103,7 +103,7 @@ class VirtioDevice:
             loop.add(doorbell.fd, self._doorbell_callback(queue, doorbell))
 
     def close(self) -> None:
-        """Stop serving and release the descriptors."""
+        """Stop serving and release the descriptors. Any thread may: what is called back takes the lock first."""
         with self.lock:
             self.reset()
             for doorbell in self.doorbells:
@@ -312,8 +312,8 @@ class VirtioDevice:
         lock = self.lock
 
         def rung() -> None:
-            doorbell.drain()
             with lock:
+                doorbell.drain()  # with the lock: `close` may come on another thread
                 if not queue.active:
                     return
                 try:

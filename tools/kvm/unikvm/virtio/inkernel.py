@@ -100,8 +100,9 @@ class InKernel(Outside):
             raise GuestFault(f"queue {queue.index}: the kernel found it malformed")
 
         def failed() -> None:
-            error.drain()
-            if queue.active:
-                self.serve(malformed)
+            with self.lock:
+                error.drain()
+                if queue.active:
+                    self.serve(malformed)
 
         return failed

@@ -78,8 +78,8 @@ class Outside(VirtioDevice):
 
     def _call_callback(self, queue: Queue, call: EventFd) -> Callable[[], None]:
         def called() -> None:
-            call.drain()
             with self.lock:
+                call.drain()
                 if queue.active:
                     queue.interrupt()
 

@@ -124,10 +124,18 @@ class VirtioPci(PciFunction, TransportRegisters):
         multiplier = NOTIFY_MULTIPLIER.to_bytes(4, "little")
         self._add_structure(VIRTIO_PCI_CAP_NOTIFY_CFG, NOTIFY, NOTIFY_MULTIPLIER * queues, multiplier)
         self._window = self._add_window()
-        device.connect(memory, loop, self)
+        self._gone = False
+        try:
+            device.connect(memory, loop, self)
+        except BaseException:
+            device.close()
+            raise
 
     def close(self) -> None:
-        """Stop the device and release its descriptors."""
+        """Stop the device and release its descriptors. From any thread; PciBus.remove comes first where there are
+        vCPUs running."""
+        with self.device.lock:
+            self._gone = True  # a vCPU may be in an access that began before the removal
         self._moved(None)  # KVM names an ioeventfd by its descriptor: before that is closed
         self.device.close()
         self.msix.close()
@@ -166,6 +174,8 @@ class VirtioPci(PciFunction, TransportRegisters):
     # The BAR, as a bus device.
 
     def read(self, offset: int, size: int) -> int:
+        if self._gone:
+            return 0  # of the status: a driver that resets the device goes on
         page, offset = offset // PAGE, offset % PAGE
         if page == COMMON:
             return _COMMON.read(self, offset, size)
@@ -181,16 +191,18 @@ class VirtioPci(PciFunction, TransportRegisters):
 
     def write(self, offset: int, size: int, value: int) -> None:
         page, offset = offset // PAGE, offset % PAGE
-        if page == COMMON:
-            with self.device.lock:
-                _COMMON.write(self, offset, size, value)
-        elif page == DEVICE:
-            with self.device.lock:
-                self.device.write_config(offset, size, value)
-        elif page == TABLE:
+        if page == TABLE:
             self.msix.write(offset, size, value)
-        elif page == NOTIFY:
-            self.device.ring(offset // NOTIFY_MULTIPLIER)  # only where KVM has no ioeventfd for it
+            return
+        with self.device.lock:
+            if self._gone:
+                return
+            if page == COMMON:
+                _COMMON.write(self, offset, size, value)
+            elif page == DEVICE:
+                self.device.write_config(offset, size, value)
+            elif page == NOTIFY:
+                self.device.ring(offset // NOTIFY_MULTIPLIER)  # only where KVM has no ioeventfd for it
 
     def _take_isr(self) -> int:
         """Reading acknowledges (§4.1.4.5)."""
