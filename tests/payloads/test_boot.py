@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from struct import pack_into
@@ -10,6 +11,7 @@ from struct import pack_into
 import pytest
 
 from unikvm.arch.x86_64 import layout
+from unikvm.arch.x86_64.topology import Topology
 from unikvm.errors import CannotRun
 from unikvm.machine.events import DebugExit, Event
 from unikvm.machine.machine import Machine
@@ -110,3 +112,17 @@ def test_too_small_a_memory_says_how_much(payload: Payload) -> None:
 @pytest.mark.parametrize("cpus", [2, 8])
 def test_smp(payload: Payload, cpus: int) -> None:
     assert boot(payload("smp.elf"), cpus=cpus, cmdline=f"cpus={cpus}") == (DebugExit(0), f"cpus {cpus:#x}\n")
+
+
+@pytest.mark.parametrize("topology", [Topology(cores=255), Topology(sockets=3, cores=85)])
+def test_every_vcpu_that_there_may_be(payload: Payload, topology: Topology) -> None:
+    """With APIC IDs beyond an xAPIC's, too."""
+    end = boot(payload("smp.elf"), cpus=255, topology=topology, memory="16M", cmdline="cpus=255")
+    assert end == (DebugExit(0), "cpus 0xff\n")
+
+
+def test_pinned_vcpus(payload: Payload) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    assert boot(payload("smp.elf"), cpus=2, pin=(cpu,)) == (DebugExit(0), "cpus 0x2\n")
+    with pytest.raises(CannotRun, match="there is no CPU 8191"):
+        boot(payload("smp.elf"), cpus=2, pin=(8191,))

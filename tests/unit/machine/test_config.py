@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from unikvm.arch.x86_64.topology import Topology
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Config
 from unikvm.units import MIB
@@ -14,7 +15,10 @@ from unikvm.units import MIB
     ("fields", "message"),
     [
         ({"cpus": 0}, "0 CPUs"),
-        ({"cpus": 9}, "9 CPUs"),
+        ({"cpus": 256}, "256 CPUs"),
+        ({"cpus": 4, "topology": Topology(cores=2)}, "4 of 2 CPUs"),
+        ({"cpus": 4, "topology": Topology(cores=256)}, "4 of 256 CPUs"),
+        ({"hotplug": True, "transport": "mmio"}, "only come and go on PCI"),
         ({"memory": 4096}, "too small"),
         ({"memory": MIB + 1}, "multiple of 4096"),
         ({"console": "vga"}, "no console"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
+from unikvm.arch.x86_64.topology import XAPIC_IDS, Topology
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Config, Disk, Firmware, Net
 from unikvm.record import Record
@@ -73,6 +74,9 @@ def load(text: str) -> Plan:
         config["net"] = Net(**config["net"] | {"forwards": tuple(config["net"]["forwards"])})
     if config["firmware"] is not None:
         config["firmware"] = Firmware(**config["firmware"])
+    if config["topology"] is not None:
+        config["topology"] = Topology(**config["topology"])
+    config["pin"] = tuple(config["pin"])
     disks = tuple(Disk(**disk) for disk in config.pop("disks"))
     fields["exports"] = tuple(Export(**export) for export in fields["exports"])
     fields["binds"] = tuple((what, where) for what, where in fields["binds"])
@@ -93,10 +97,11 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         initrd=args.initrd,
         cmdline=args.append,
         memory=parse_size(args.mem),
-        cpus=args.cpus,
+        **_cpus(args.cpus),
         disks=disks,
         console=console,
         transport=args.transport,
+        hotplug=bool(args.name) and linux and args.transport == "pci",
         name=args.name or "unikvm",
         testdev=args.testdev,
         kernel_half=not args.no_kernel_half,
@@ -136,6 +141,14 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         plan = add(plan, args)
     _check(plan)
     return _with_linux(plan, spec) if linux else plan
+
+
+def _cpus(text: str) -> dict[str, Any]:
+    if text.isdecimal():
+        return {"cpus": int(text)}
+    from unikvm.cli.cpus import parse
+
+    return parse(text)
 
 
 def _check(plan: Plan) -> None:
@@ -194,11 +207,12 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
 
             plan = with_modules(plan, found.release, found.modules, tell)
             modules += guest_modules(plan, found.release, found.modules)
-        if plan.config.net is not None:
+        if plan.config.net is not None or plan.config.hotplug:
             from unikvm.cli import network
 
-            modules += network.GUEST_MODULES
-            optional += network.OPTIONAL_MODULES
+            if plan.config.net is not None:
+                modules += network.GUEST_MODULES
+            optional += (*network.GUEST_MODULES, *network.OPTIONAL_MODULES)
         if plan.reachable:
             from unikvm.cli import agent
 
@@ -231,6 +245,10 @@ def command_line(plan: Plan, own_init: bool) -> str:
     words.append("panic=-1")
     if own_init:
         words.append(f"unikvm.hostname={plan.config.name}")
+    if plan.config.all_cpus > plan.config.cpus and own_init:
+        words.append("unikvm.plug")
+    if plan.config.all_topology.last_id >= XAPIC_IDS:
+        words.append(f"irqaffinity=0-{_last_short_id(plan.config)}")
     if own_init and plan.config.net is not None:
         from unikvm.cli.network import guest_words
 
@@ -244,6 +262,12 @@ def command_line(plan: Plan, own_init: bool) -> str:
     if plan.config.cmdline:
         words.append(plan.config.cmdline)
     return " ".join(words)
+
+
+def _last_short_id(config: Config) -> int:
+    """The last vCPU that the IOAPIC reaches, which knows IDs of 8 bits: interrupt lines must not go further."""
+    topology = config.all_topology
+    return max(cpu for cpu in range(topology.cpus) if topology.apic_id(cpu) < XAPIC_IDS)
 
 
 def _progress(plan: Plan) -> Say:

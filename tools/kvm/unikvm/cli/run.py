@@ -35,7 +35,7 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("-i --initrd", "FILE", None, "str", "initramfs (default: a small one with busybox)"),
     ("-p --append", "ARGS", "", "str", "more for the kernel's command line"),
     ("-m --mem", "SIZE", "256M", "str", "memory, 512M or 2G (default: 256M)"),
-    ("-c --cpus", "N", 1, "int", "vCPUs, 1 to 8 (default: 1)"),
+    ("-c --cpus", "N", "1", "str", "vCPUs, 1 to 255, N[,max=N][,sockets=N][,cores=N][,threads=N][,model=M][,pin=LIST]"),
     (
         "-d --disk",
         "FILE",

@@ -9,6 +9,7 @@ from unikvm.arch.x86_64 import layout
 from unikvm.bus import Bus
 from unikvm.errors import CannotRun
 from unikvm.irq import IrqController
+from unikvm.machine.cpus import Processors, check_host
 from unikvm.machine.io import IoThread, SerialInput
 from unikvm.machine.panicwatch import PanicWatch
 from unikvm.machine.vcpu import VcpuThread, install_kick_handler
@@ -16,7 +17,6 @@ from unikvm.memory import GuestMemory
 from unikvm.record import State
 from unikvm.sys.kvm import Kvm, Vm
 from unikvm.sys.thread import Later
-from unikvm.uapi import kvm as uapi
 from unikvm.units import format_size
 
 TYPE_CHECKING = False
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from unikvm.machine.config import Config, Disk, Net
     from unikvm.machine.events import Event
     from unikvm.machine.firmware import Board
+    from unikvm.machine.hotplug import Hotplug
+    from unikvm.pci import PciBus
     from unikvm.sys.companion import Companion
     from unikvm.virtio.device import VirtioDevice
 
@@ -55,6 +57,8 @@ class Parts(State):
     serial: Serial | None = None
     power: AcpiPm | None = None
     companion: Companion | None = None  # the kernel half, where it is loaded
+    pci: PciBus | None = None
+    hotplug: Hotplug | None = None  # where devices or vCPUs may come and go
 
     def add_ioeventfd(self, address: int, length: int, fd: int, datamatch: int | None) -> None:
         self.vm.ioeventfd(address, length, fd, datamatch=datamatch)
@@ -103,18 +107,19 @@ def _build(
     closables += [device.discard for device in devices]
     every: list[VirtioDevice] = []
     for disk in config.disks:
-        every.append(_disk(disk, say))
+        every.append(make_disk(disk, say))
         closables.append(every[-1].discard)
     if config.net is not None:
-        every.append(_net(config.net, say))
+        every.append(make_net(config.net, say))
         closables.append(every[-1].discard)
     every += devices
     kvm = Kvm()
     closables.append(kvm.close)
+    check_host(config, kvm)
     # In creating a VM's interrupt controllers KVM waits for RCU, several times: enough for most of our own work.
     making = Later(lambda: _create_vm(kvm), "kvm")
     closables.append(lambda: _close_vm(making))
-    shared = any(device.shares_memory for device in every)
+    shared = config.hotplug or any(device.shares_memory for device in every)
     memory = GuestMemory(layout.ram_layout(config.memory), shared=shared)
     closables.append(memory.close)
 
@@ -149,10 +154,15 @@ def _build(
             closables.append(parts.companion.close)
     ending = Ending(parts)
     add_platform(parts, output, ending)
+    processors = Processors(parts)
     if board is not None:
         board.plug(parts, ending.reset("port 0x92"), say)
     add_virtio(parts, every, ending, board)
-    _create_vcpus(parts, entry)
+    if config.hotplug or config.all_cpus > config.cpus:
+        from unikvm.machine.hotplug import Hotplug
+
+        parts.hotplug = Hotplug(parts, processors, parts.pci)
+    processors.boot(entry)
     return parts
 
 
@@ -196,7 +206,8 @@ def _close_vm(making: Later) -> None:
         making.result().close()
 
 
-def _disk(disk: Disk, say: Say) -> VirtioDevice:
+def make_disk(disk: Disk, say: Say) -> VirtioDevice:
+    """The device for `disk`, its image open or its back end started."""
     if disk.kind == "raw":
         from unikvm.virtio.blk import Blk
 
@@ -223,7 +234,8 @@ def _disk(disk: Disk, say: Say) -> VirtioDevice:
     return VhostBlk(backend, readonly=disk.readonly, queues=disk.queues, say=say)
 
 
-def _net(net: Net, say: Say) -> VirtioDevice:
+def make_net(net: Net, say: Say) -> VirtioDevice:
+    """The device for `net`, its back end started."""
     if net.kind == "tap":
         return _tap(net, say)
     from unikvm.virtio.net import Net as Interface
@@ -266,25 +278,3 @@ def _tap(net: Net, say: Say) -> VirtioDevice:
         device.discard()
         raise
     return device
-
-
-def _create_vcpus(parts: Parts, entry: Entry) -> None:
-    """vCPU 0 enters the kernel; the others wait for its INIT and SIPI."""
-    from unikvm.arch.x86_64 import cpuid, msr, state
-
-    supported = parts.kvm.supported_cpuid()
-    tsc_deadline = bool(parts.kvm.check_extension(uapi.KVM_CAP_TSC_DEADLINE_TIMER))
-    cpus = parts.config.cpus
-    for index in range(cpus):
-        vcpu = parts.vm.create_vcpu(index)
-        parts.closables.append(vcpu.close)
-        vcpu.set_cpuid(cpuid.build(supported, apic_id=index, cpus=cpus, tsc_deadline=tsc_deadline))
-        if entry.mode != state.RESET:  # firmware sets up its own
-            vcpu.set_msrs(msr.initial())
-        if index == 0:
-            sregs = vcpu.get("KVM_GET_SREGS", uapi.kvm_sregs)
-            regs = uapi.kvm_regs()
-            state.enter(entry.mode, entry.registers, sregs, regs, parts.memory)
-            vcpu.set("KVM_SET_SREGS", sregs)
-            vcpu.set("KVM_SET_REGS", regs)
-        parts.vcpus.append(VcpuThread(vcpu, parts.pio, parts.mmio, parts.post))

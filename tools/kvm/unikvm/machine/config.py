@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from unikvm.arch.x86_64.topology import Topology
 from unikvm.errors import CannotRun
 from unikvm.record import Record
 from unikvm.units import MIB, format_size
 
-MAX_CPUS = 8
+MAX_CPUS = 255
 MIN_MEMORY = MIB
 MAX_QUEUES = 16  # of a disk
 MAX_SERIAL = 20  # VIRTIO_BLK_ID_BYTES
@@ -87,6 +88,10 @@ class Config(Record):
     cmdline: str = ""
     memory: int = 256 * MIB
     cpus: int = 1
+    topology: Topology | None = None  # with more CPUs than `cpus`: the others may come later; None: as many cores
+    cpu_model: str = "host"
+    pin: tuple[int, ...] = ()  # CPUs of the host for the vCPUs, in turn
+    hotplug: bool = False  # whether virtio devices may come and go
     disks: tuple[Disk, ...] = ()
     net: Net | None = None
     console: str = "virtio"
@@ -103,6 +108,10 @@ class Config(Record):
             raise CannotRun(f"firmware does not go with {what}", hint="it boots a disk on the PCI bus: leave that out")
         if not 1 <= self.cpus <= MAX_CPUS:
             raise CannotRun(f"{self.cpus} CPUs are not possible", hint=f"1 to {MAX_CPUS}")
+        if not self.cpus <= self.all_cpus <= MAX_CPUS:
+            raise CannotRun(f"{self.cpus} of {self.all_cpus} CPUs are not possible", hint=f"1 to {MAX_CPUS}")
+        if self.hotplug and self.transport != "pci":
+            raise CannotRun("devices can only come and go on PCI", hint="--transport pci")
         if self.memory < MIN_MEMORY:
             raise CannotRun(f"{format_size(self.memory)} of memory is too small", hint="at least 1M")
         if self.memory % 4096:
@@ -111,3 +120,12 @@ class Config(Record):
             raise CannotRun(f"no console {self.console!r}", hint=f"one of {', '.join(CONSOLES)}")
         if self.transport not in TRANSPORTS:
             raise CannotRun(f"no transport {self.transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
+
+    @property
+    def all_topology(self) -> Topology:
+        """The places of all CPUs that there may be."""
+        return self.topology or Topology(cores=self.cpus)
+
+    @property
+    def all_cpus(self) -> int:
+        return self.all_topology.cpus

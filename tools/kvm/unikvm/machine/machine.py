@@ -7,9 +7,10 @@ import sys
 import time
 from types import TracebackType
 
+from unikvm.errors import CannotRun
 from unikvm.lean import Empty, SimpleQueue
 from unikvm.machine.builder import Parts, build
-from unikvm.machine.config import Config
+from unikvm.machine.config import Config, Disk, Net
 from unikvm.machine.events import Event, Stopped, Timeout
 from unikvm.memory import GuestMemory
 from unikvm.record import Record
@@ -19,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unikvm.machine.hotplug import Hotplug
     from unikvm.virtio.device import VirtioDevice
 
     Handler = Callable[["Access"], int | None]
@@ -76,6 +78,7 @@ class Machine:
             config = Config(**fields)  # type: ignore[arg-type]
         self.config = config
         self.console = bytearray()
+        self._say = say
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._end: Event | None = None
         self._parts: Parts = build(config, output or self.console.extend, devices, self._events.put, say)
@@ -153,7 +156,64 @@ class Machine:
         """End the run from outside; `wait` then gives `Stopped` unless the guest was faster."""
         self._events.put(Stopped())
 
+    # Devices and vCPUs that come and go. These wait for the guest: not from the io thread, or a vCPU's.
+
+    def attach(self, device: VirtioDevice | Disk | Net) -> str:
+        """Plug in a device (with Config's `hotplug`), a Disk or a Net; the address that the guest finds it at.
+
+        It takes the lowest free slot. A device that cannot be plugged in is discarded.
+        """
+        return self._hotplug().attach(self._maker(device))
+
+    def detach(self, address: str, *, seconds: float = 10.0, force: bool = False) -> None:
+        """Ask the guest to let go of the device at `address`, and release it; CannotRun where it does not within
+        `seconds`. With `force` it is then taken all the same.
+        """
+        self._hotplug().detach(address, seconds=seconds, force=force)
+
+    def set_cpus(self, count: int, *, seconds: float = 10.0) -> None:
+        """Give the guest vCPUs, of those that its topology has places for, or take some back, as `detach` does."""
+        self._hotplug().set_cpus(count, seconds=seconds)
+
+    def cpus(self) -> list[dict[str, object]]:
+        """Every vCPU that the guest has, or may get: its number, APIC ID, state, and its CPU of the host if pinned."""
+        hotplug, topology = self._parts.hotplug, self.config.all_topology
+        enabled = hotplug.cpus.enabled if hotplug is not None else (True,) * self.config.cpus
+        pin = self.config.pin
+        return [
+            {
+                "cpu": index,
+                "apic_id": topology.apic_id(index),
+                "state": "on" if on else "off",
+                **({"pinned": pin[index % len(pin)]} if pin else {}),
+            }
+            for index, on in enumerate(enabled)
+        ]
+
+    def devices(self) -> list[dict[str, object]]:
+        """The address and the kind of every PCI device, in order."""
+        from unikvm.machine.hotplug import virtio_devices
+
+        bus = self._parts.pci
+        return [{"address": address, "device": kind} for address, kind in virtio_devices(bus)] if bus else []
+
+    def _hotplug(self) -> Hotplug:
+        if self._parts.hotplug is None:
+            raise CannotRun("nothing comes or goes in this guest", hint="unikvm run -n NAME, --cpus 2,max=8")
+        return self._parts.hotplug
+
+    def _maker(self, device: VirtioDevice | Disk | Net) -> Callable[[], VirtioDevice]:
+        from unikvm.machine.builder import make_disk, make_net
+
+        if isinstance(device, Disk):
+            return lambda: make_disk(device, self._say)
+        if isinstance(device, Net):
+            return lambda: make_net(device, self._say)
+        return lambda: device
+
     def _halt(self) -> None:
+        if self._parts.hotplug is not None:
+            self._parts.hotplug.stop()
         for vcpu in self._parts.vcpus:
             vcpu.stop()
         for vcpu in self._parts.vcpus:

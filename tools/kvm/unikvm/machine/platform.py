@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unikvm.machine.builder import Parts
     from unikvm.machine.firmware import Board
     from unikvm.virtio.device import VirtioDevice
+    from unikvm.virtio.pci import VirtioPci
 
 SECONDS_FOR_LAST_WORDS = 0.05  # the console's bytes are still on the io thread's way when a vCPU reports the end
 PVPANIC_PANICKED = 1 << 0
@@ -122,6 +123,8 @@ def add_virtio(parts: Parts, devices: list[VirtioDevice], ending: Ending, board:
     tables = acpi.AcpiConfig(
         cpus=config.cpus,
         memory=config.memory,
+        topology=config.all_topology,
+        plug_slots=config.hotplug,
         pci=pci,
         virtio_mmio=0 if pci else len(devices),
         serial=config.console == "serial",
@@ -136,24 +139,15 @@ def _add_pci(parts: Parts, devices: list[VirtioDevice], ending: Ending, firmware
     from unikvm.devices.pcihost import ConfigPorts, Ecam, HostBridge
     from unikvm.pci import PciBus
 
-    bus = PciBus(parts.mmio, parts.pio)
+    bus = parts.pci = PciBus(parts.mmio, parts.pio)
     if firmware:
         from unikvm.machine.firmware import add_bridges
 
         add_bridges(bus)
     else:
         bus.add(HostBridge(), 0)
-    if devices:
-        from unikvm.virtio.pci import VirtioPci
     for device in devices:
-        function = VirtioPci(
-            device,
-            memory=parts.memory,
-            loop=parts.io.loop,
-            irq=parts.irq,
-            add_ioeventfd=parts.add_ioeventfd,
-            remove_ioeventfd=parts.remove_ioeventfd,
-        )
+        function = pci_function(parts, device)
         parts.closables.append(function.close)
         bus.add(function)
     if not firmware:
@@ -161,6 +155,20 @@ def _add_pci(parts: Parts, devices: list[VirtioDevice], ending: Ending, firmware
         parts.mmio.add(layout.ECAM, layout.PCI_BUSES * layout.ECAM_BUS_SIZE, Ecam(bus))
     ports = ConfigPorts(bus, ending.reset("port 0xcf9"))
     parts.pio.add(layout.PCI_CONFIG, layout.PCI_CONFIG_SIZE, ports)
+
+
+def pci_function(parts: Parts, device: VirtioDevice) -> VirtioPci:
+    """`device` as a PCI function, connected to its back end; not on the bus yet."""
+    from unikvm.virtio.pci import VirtioPci
+
+    return VirtioPci(
+        device,
+        memory=parts.memory,
+        loop=parts.io.loop,
+        irq=parts.irq,
+        add_ioeventfd=parts.add_ioeventfd,
+        remove_ioeventfd=parts.remove_ioeventfd,
+    )
 
 
 def _add_mmio(parts: Parts, devices: list[VirtioDevice], ending: Ending) -> None:

@@ -7,6 +7,7 @@ issues ioctls on its vCPU; others ask through `call`.
 
 from __future__ import annotations
 
+import os
 from struct import Struct
 
 from unikvm.bus import Bus
@@ -64,8 +65,12 @@ class VcpuThread:
         pio: Bus,
         mmio: Bus,
         post: Callable[[Event], None],
+        *,
+        pin: int | None = None,
     ) -> None:
+        """`pin`: the CPU of the host to run on."""
         self.vcpu = vcpu
+        self.pin = pin
         self._pio = pio
         self._mmio = mmio
         self._post = post
@@ -95,8 +100,19 @@ class VcpuThread:
         self._calls.append(function)
         self.kick()
 
+    def settle(self) -> None:
+        """Finish the exit that the vCPU, whose thread has ended, was left with: KVM does that when it is entered."""
+        self.vcpu.run_page[_IMMEDIATE_EXIT_AT] = 1
+        try:
+            run(self.vcpu.fd, uapi.KVM_RUN)
+        except OSError as error:
+            interrupted(error)
+        self.vcpu.run_page[_IMMEDIATE_EXIT_AT] = 0
+
     def _main(self) -> None:
         try:
+            if self.pin is not None:
+                os.sched_setaffinity(0, (self.pin,))
             self._loop()
         except KvmError as error:
             self._post(KvmFailure(f"vCPU {self.vcpu.index}: {error}"))

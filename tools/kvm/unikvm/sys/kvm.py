@@ -164,9 +164,17 @@ class Vm:
         request.irq = gsi
         _ioctl(self.fd, "KVM_IRQ_LINE", request)
 
-    def create_vcpu(self, index: int) -> Vcpu:
-        """Create vCPU `index`, which is also its APIC ID."""
-        return Vcpu(index, _ioctl(self.fd, "KVM_CREATE_VCPU", index), self._run_size)
+    def enable(self, capability: int, argument: int) -> None:
+        """KVM_ENABLE_CAP."""
+        from unikvm.uapi.kvm_state import kvm_enable_cap
+
+        request = kvm_enable_cap(cap=capability)
+        request.args[0] = argument
+        _ioctl(self.fd, "KVM_ENABLE_CAP", request)
+
+    def create_vcpu(self, index: int, apic_id: int | None = None) -> Vcpu:
+        """Create vCPU `index`, which KVM knows by its APIC ID; None: the same number."""
+        return Vcpu(index, _ioctl(self.fd, "KVM_CREATE_VCPU", index if apic_id is None else apic_id), self._run_size)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import _thread
 
+from unikvm.errors import CannotRun
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +27,11 @@ class Thread:
 
     def start(self) -> None:
         self._running.acquire()
-        self.ident = _thread.start_new_thread(self._main, ())
+        try:
+            self.ident = _thread.start_new_thread(self._main, ())
+        except RuntimeError:
+            self._running.release()
+            raise CannotRun(f"the system has no thread left for {self._name}", hint="see ulimit -u, -v") from None
 
     def _main(self) -> None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from struct import pack
 
 from unikvm.arch.x86_64 import aml, layout
+from unikvm.arch.x86_64.topology import XAPIC_IDS, Topology
 from unikvm.record import Record
 
 TYPE_CHECKING = False
@@ -23,10 +24,12 @@ _HEADER_SIZE = 36
 
 
 class AcpiConfig(Record):
-    """What the tables describe. `memory`: bytes of RAM."""
+    """What the tables describe. `memory`: bytes of RAM; `cpus`: those that there are of `topology` from the start."""
 
     cpus: int
     memory: int
+    topology: Topology | None = None  # None: as many cores as CPUs
+    plug_slots: bool = False  # devices of the PCI bus may come and go
     pci: bool = True
     virtio_mmio: int = 0  # number of devices, from index 0
     virtio_mmio_edge: bool = True  # edge: what an irqfd without a resample fd can drive
@@ -155,28 +158,40 @@ _MADT_PCAT_COMPAT = 1 << 0  # there are 8259s as well
 _POLARITY_HIGH, _TRIGGER_LEVEL = 1, 3 << 2
 _ALL_PROCESSORS = 0xFF
 _ALL_PROCESSORS_X2APIC = 0xFFFF_FFFF
-_ENABLED = 1
+_ENABLED, _ONLINE_CAPABLE = 1, 2
 
 
 def madt_table(config: AcpiConfig) -> bytes:
-    """Interrupt controllers: local APICs (ID = processor UID = vCPU number), the IOAPIC, and its
-    overrides."""
+    """Interrupt controllers: local APICs (processor UID = vCPU number), also those of CPUs that may come, the IOAPIC,
+    and its overrides."""
     body = pack("<II", layout.LAPIC, _MADT_PCAT_COMPAT)
-    for cpu in range(config.cpus):
-        if cpu < 0xFF:
-            body += pack("<BBBBI", 0, 8, cpu, cpu, _ENABLED)
+    topology = _topology(config)
+    for cpu in range(topology.cpus):
+        apic_id, flags = topology.apic_id(cpu), _ENABLED if cpu < config.cpus else _ONLINE_CAPABLE
+        if apic_id < XAPIC_IDS:
+            body += pack("<BBBBI", 0, 8, cpu, apic_id, flags)
         else:
-            body += pack("<BBHIII", 9, 16, 0, cpu, _ENABLED, cpu)
+            body += pack("<BBHIII", 9, 16, 0, apic_id, flags, cpu)
     body += pack("<BBBBII", 1, 12, 0, 0, layout.IOAPIC, 0)
-    for irq, gsi, flags in (
-        (layout.TIMER_IRQ, layout.TIMER_GSI, 0),
-        (layout.SCI_IRQ, layout.SCI_IRQ, _POLARITY_HIGH | _TRIGGER_LEVEL),
-    ):
+    level = _POLARITY_HIGH | _TRIGGER_LEVEL
+    overrides = [(layout.TIMER_IRQ, layout.TIMER_GSI, 0), (layout.SCI_IRQ, layout.SCI_IRQ, level)]
+    if _plugs_cpus(config) or config.plug_slots:
+        overrides.append((layout.PLUG_IRQ, layout.PLUG_IRQ, level))
+    for irq, gsi, flags in overrides:
         body += pack("<BBBBIH", 2, 10, 0, irq, gsi, flags)
     body += pack("<BBBHB", 4, 6, _ALL_PROCESSORS, 0, 1)  # NMI on LINT1
-    if config.cpus > 0xFF:
+    if topology.last_id >= XAPIC_IDS:
         body += pack("<BBHIB3x", 10, 12, 0, _ALL_PROCESSORS_X2APIC, 1)
     return _table(b"APIC", 5, body)
+
+
+def _topology(config: AcpiConfig) -> Topology:
+    return config.topology or Topology(cores=config.cpus)
+
+
+def _plugs_cpus(config: AcpiConfig) -> bool:
+    """Whether more CPUs may come than there are at the start."""
+    return _topology(config).cpus > config.cpus
 
 
 def mcfg_table() -> bytes:
@@ -202,6 +217,12 @@ def dsdt_table(config: AcpiConfig) -> bytes:
         devices.append(_pnp("KBD", aml.eisa_id("PNP0303"), 0, crs))
     if config.pvpanic:
         devices.append(_pnp("PEVT", aml.string("QEMU0001"), 0, aml.resources(aml.io(layout.PVPANIC, 1))))
+    if _plugs_cpus(config) or config.plug_slots:
+        from unikvm.arch.x86_64 import plugging
+
+        if _plugs_cpus(config):
+            devices.append(plugging.processors(_topology(config)))
+        devices.append(plugging.event_device(cpus=_plugs_cpus(config), slots=config.plug_slots))
     sleep = aml.package(aml.integer(SLEEP_TYPE_S5), aml.integer(SLEEP_TYPE_S5), aml.integer(0), aml.integer(0))
     return _table(b"DSDT", 2, aml.scope("_SB", *devices) + aml.name("_S5", sleep))
 
@@ -218,6 +239,11 @@ def _pci_root(config: AcpiConfig) -> bytes:
     if config.firmware:
         low, high = layout.firmware_mmio32(config.memory), layout.firmware_mmio64(config.memory)
     crs = aml.resources(aml.bus_window(0, layout.PCI_BUSES - 1), aml.memory_window32(*low), aml.memory_window64(*high))
+    slots = b""
+    if config.plug_slots:
+        from unikvm.arch.x86_64 import plugging
+
+        slots = plugging.slots()
     return _pnp(
         "PCI0",
         aml.eisa_id("PNP0A08"),
@@ -226,6 +252,7 @@ def _pci_root(config: AcpiConfig) -> bytes:
         aml.name("_CID", aml.eisa_id("PNP0A03")),
         aml.name("_SEG", aml.integer(0)),
         aml.name("_BBN", aml.integer(0)),
+        slots,
     )
 
 

@@ -25,10 +25,10 @@ def pkg_length(body: bytes) -> bytes:
 
 
 def name_string(path: str) -> bytes:
-    """A NameString (§20.2.2): `\\` for the root, segments separated by dots, short ones padded with `_`."""
-    prefix = b""
-    if path.startswith("\\"):
-        prefix, path = b"\\", path[1:]
+    """A NameString (§20.2.2): `\\` for the root, or `^` for each scope up, then segments separated by dots, short ones
+    padded with `_`."""
+    rest = path.lstrip("\\^")
+    prefix, path = path[: len(path) - len(rest)].encode("ascii"), rest
     segments = [segment.ljust(4, "_").encode("ascii") for segment in path.split(".")] if path else []
     if any(len(segment) != 4 for segment in segments):
         raise ValueError(f"bad ACPI name {path!r}")
@@ -132,3 +132,104 @@ def memory_window64(start: int, end: int) -> bytes:
     """QWordMemory (ResourceProducer, …, NonCacheable, ReadWrite) for [start, end)."""
     head = pack("<BHBBB", 0x8A, 43, _MEMORY_RANGE, _PRODUCER_FIXED, _READ_WRITE)
     return head + pack("<5Q", 0, start, end - 1, 0, end - start)
+
+
+# Methods and what they do (§20.2.5). Operands and results are terms as well.
+
+NOWHERE = b"\x00"  # the target of a result that only the enclosing term needs
+ONES = b"\xff"
+_NO_LOCK_WRITE_ZEROS = 2 << 5  # FieldFlags: what a write leaves out of its access is 0
+BYTE_ACCESS, DWORD_ACCESS = 1, 3
+_SERIALIZED = 1 << 3
+
+
+def local(index: int) -> bytes:
+    """LocalX."""
+    return bytes((0x60 + index,))
+
+
+def argument(index: int) -> bytes:
+    """ArgX."""
+    return bytes((0x68 + index,))
+
+
+def method(path: str, arguments: int, *terms: bytes, serialized: bool = False) -> bytes:
+    flags = arguments | (_SERIALIZED if serialized else 0)
+    return b"\x14" + pkg_length(name_string(path) + bytes((flags,)) + b"".join(terms))
+
+
+def call(path: str, *arguments: bytes) -> bytes:
+    """A method's invocation."""
+    return name_string(path) + b"".join(arguments)
+
+
+def store(value: bytes, target: bytes) -> bytes:
+    return b"\x70" + value + target
+
+
+def returns(value: bytes) -> bytes:
+    """Return (value)."""
+    return b"\xa4" + value
+
+
+def when(predicate: bytes, *terms: bytes) -> bytes:
+    """If (predicate) { terms }."""
+    return b"\xa0" + pkg_length(predicate + b"".join(terms))
+
+
+def otherwise(*terms: bytes) -> bytes:
+    """Else { terms }, right after an If."""
+    return b"\xa1" + pkg_length(b"".join(terms))
+
+
+def loop_while(predicate: bytes, *terms: bytes) -> bytes:
+    """While (predicate) { terms }."""
+    return b"\xa2" + pkg_length(predicate + b"".join(terms))
+
+
+def equal(left: bytes, right: bytes) -> bytes:
+    """LEqual (left, right)."""
+    return b"\x93" + left + right
+
+
+def both(left: bytes, right: bytes) -> bytes:
+    """And (left, right), bit by bit."""
+    return b"\x7b" + left + right + NOWHERE
+
+
+def notify(path: str, value: bytes) -> bytes:
+    """Notify (object, value)."""
+    return b"\x86" + name_string(path) + value
+
+
+def mutex(path: str) -> bytes:
+    return b"\x5b\x01" + name_string(path) + b"\x00"
+
+
+def acquire(path: str) -> bytes:
+    """Acquire (mutex, for ever)."""
+    return b"\x5b\x23" + name_string(path) + b"\xff\xff"
+
+
+def release(path: str) -> bytes:
+    return b"\x5b\x27" + name_string(path)
+
+
+def port_region(path: str, port: int, length: int) -> bytes:
+    """OperationRegion (path, SystemIO, port, length)."""
+    return b"\x5b\x80" + name_string(path) + b"\x01" + integer(port) + integer(length)
+
+
+def field(region: str, access: int, *units: tuple[str, int]) -> bytes:
+    """Field (region, access, NoLock, WriteAsZeros): (name, bits) each, from bit 0 on; a gap has no name."""
+    elements = b""
+    for unit, bits in units:
+        elements += (name_string(unit) if unit else b"\x00") + _bit_length(bits)
+    return b"\x5b\x81" + pkg_length(name_string(region) + bytes((access | _NO_LOCK_WRITE_ZEROS,)) + elements)
+
+
+def _bit_length(bits: int) -> bytes:
+    """As PkgLength, which here counts the bits of a field and not itself."""
+    if bits < 1 << 6:
+        return bytes((bits,))
+    return bytes((1 << 6 | bits & 0xF, bits >> 4))

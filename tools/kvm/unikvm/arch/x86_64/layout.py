@@ -38,6 +38,7 @@ PCI_MMIO32_END = GuestAddress(0xE000_0000)
 ECAM = GuestAddress(0xE000_0000)
 ECAM_END = GuestAddress(0xF000_0000)
 ECAM_BUS_SIZE = 1 << 20  # configuration space of one bus
+PCI_SLOTS = 32  # device numbers of a bus
 PCI_BUSES = 1  # what MCFG and _CRS announce; a guest enumerates each bus it is told of
 VIRTIO_MMIO = GuestAddress(0xFEB0_0000)
 VIRTIO_MMIO_SIZE = 0x1000
@@ -80,6 +81,10 @@ RESET_REGISTER = 0xCF9
 RESET_VALUE = 0x06
 TESTDEV_IRQ_PORTS = 0x2000
 TESTDEV_IRQ_COUNT = 24
+PCI_PLUG = 0xAE00  # where QEMU's older machines have theirs
+PCI_PLUG_SIZE = 12
+CPU_PLUG = 0xAF00
+CPU_PLUG_SIZE = 12
 
 # Interrupt lines (GSI = IOAPIC pin, except the timer: ISA IRQ 0 arrives on pin 2)
 TIMER_IRQ = 0
@@ -88,6 +93,7 @@ KEYBOARD_IRQ = 1
 COM1_IRQ = 4
 RTC_IRQ = 8
 SCI_IRQ = 9
+PLUG_IRQ = 10  # of the generic event device, in machines whose CPUs or PCI devices come and go
 VIRTIO_MMIO_GSI = 16  # and up: pin 16 + n for device n
 
 # Types of a range in an e820 map (ACPI 6.4 §15.1); PVH and multiboot use the same numbers.

@@ -56,6 +56,8 @@ def port_ranges() -> _Rows:
         (pc.PM_TIMER, pc.PM_TIMER + pc.PM_TIMER_SIZE, "with firmware: ACPI PM timer"),
         (pc.PCI_CONFIG, pc.PCI_CONFIG + pc.PCI_CONFIG_SIZE, "PCI configuration; 0xcf9 resets"),
         (pc.TESTDEV_IRQ_PORTS, irq_ports_end, "pc-testdev: interrupt lines"),
+        (pc.PCI_PLUG, pc.PCI_PLUG + pc.PCI_PLUG_SIZE, "hot-plug of PCI devices"),
+        (pc.CPU_PLUG, pc.CPU_PLUG + pc.CPU_PLUG_SIZE, "hot-plug of CPUs"),
     ]
 
 
@@ -68,6 +70,7 @@ def interrupt_lines() -> list[tuple[str, str]]:
         (str(pc.COM1_IRQ), "COM1"),
         (str(pc.RTC_IRQ), "RTC"),
         (str(pc.SCI_IRQ), "ACPI SCI, level"),
+        (str(pc.PLUG_IRQ), "ACPI generic event device (hot-plug), level"),
         (f"{pc.VIRTIO_MMIO_GSI}-{last_mmio}", "virtio-mmio devices"),
         ("MSI", "virtio-pci devices: no line"),
     ]
