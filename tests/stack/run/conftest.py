@@ -28,6 +28,8 @@ def kernel() -> Kernel:
         for net in ((), network.GUEST_MODULES):
             optional = (*OPTIONAL_MODULES, *(network.OPTIONAL_MODULES if net else ()))
             guest_initramfs(found, init=init_binary(), modules=(*MODULES, *files, *net), optional=optional)
+    named = (*OPTIONAL_MODULES, *network.GUEST_MODULES, *network.OPTIONAL_MODULES)  # such a guest may get a network
+    guest_initramfs(found, init=init_binary(), optional=named)
     return found
 
 

@@ -65,6 +65,7 @@ int main(int argc, char **argv)
 	set_hostname();
 	net_start();
 	boot_applets();
+	plug_start();
 	if (host || cmdline_value("unikvm.ctl", value, sizeof(value))) {
 		if (port_open(PORT_CTL, PORT_PATIENCE))
 			ctl_serve();

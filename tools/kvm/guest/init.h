@@ -43,6 +43,9 @@ int console_open(int flags);
 void net_start(void);
 void net_resolver(void);	/* write what the network said into /etc/resolv.conf */
 
+/* plug.c */
+void plug_start(void);
+
 /* ports.c */
 extern int port_fd[PORT_COUNT];
 bool port_open(enum port port, int patience_ms);

@@ -19,6 +19,8 @@ COMMANDS = {
     "shell": "a login shell in a running guest",
     "cp": "copy files into a running guest, and out of it",
     "set": "change a running guest",
+    "attach": "plug a device into a running guest",
+    "detach": "take a device out of a running guest",
     "stop": "end running guests",
     "doctor": "what this machine can do, and what is missing",
     "version": "both halves, their commits, and whether they match",

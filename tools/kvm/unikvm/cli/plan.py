@@ -101,7 +101,7 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         disks=disks,
         console=console,
         transport=args.transport,
-        hotplug=bool(args.name) and linux and args.transport == "pci",
+        hotplug=bool(args.name and (linux or args.firmware) and args.transport == "pci"),
         name=args.name or "unikvm",
         testdev=args.testdev,
         kernel_half=not args.no_kernel_half,

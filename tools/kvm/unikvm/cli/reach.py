@@ -49,7 +49,7 @@ def serve(plan: Plan, machine: Machine, name: names.Claim | None, agent: Reach |
     loop = machine.parts.io.loop
     server = Server(loop)
     facts = {"name": plan.config.name, "pid": plan.front or os.getpid(), "kernel": plan.spec}
-    MachineCommands(server, machine, facts)
+    MachineCommands(server, machine, facts, lambda path: not plan.front or _is_shared(plan, path))
     server.command("exits", exits)
     if agent is not None:
         agent.serve(server, loop, plan.config.name)
@@ -69,6 +69,11 @@ def listen(loop: EventLoop, name: names.Claim, take: Callable[[int], object]) ->
             pass  # who knocked went away
 
     loop.add(name.listener.fileno(), knocked)
+
+
+def _is_shared(plan: Plan, path: str) -> bool:
+    """In a host VM: whether what is written to `path` gets out."""
+    return any(path.startswith(f"{share}/") for share in plan.shares)
 
 
 def _relay_port() -> int:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import time
 
+from unikvm.control.plugging import PluggingCommands
+from unikvm.control.server import Later
 from unikvm.errors import UnikvmError
 from unikvm.units import format_size
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from unikvm.control.server import Server
+    from unikvm.control.server import Reply, Server
     from unikvm.machine.machine import Machine
 
 
@@ -24,13 +26,22 @@ _LAST_REPLY = 0.02  # seconds for the answer to leave, which may have a host VM 
 class MachineCommands:
     """`stat`, `stop` and `set` of one machine. All of it on the io thread."""
 
-    def __init__(self, server: Server, machine: Machine, facts: dict[str, object]) -> None:
-        """`facts`: what whoever started the machine knows of it, for `stat`."""
+    def __init__(
+        self,
+        server: Server,
+        machine: Machine,
+        facts: dict[str, object],
+        writable: Callable[[str], bool] = lambda _path: True,
+    ) -> None:
+        """`facts`: what whoever started the machine knows of it, for `stat`. `writable`: PluggingCommands says."""
         self._machine = machine
         self._facts = facts
         self._began = time.monotonic()
-        # What `unikvm set NAME KEY=VALUE` can change: each gets the value as the user wrote it.
-        self._settings: dict[str, Callable[[str], object]] = {}
+        plugging = PluggingCommands(machine, writable)
+        # What `unikvm set NAME KEY=VALUE` can change: each gets the value as the user wrote it, and may take its time.
+        self._settings: dict[str, Callable[[str], object]] = {"cpus": plugging.cpus}
+        server.command("attach", plugging.attach)
+        server.command("detach", plugging.detach)
         server.command("stat", self.stat)
         server.command("stop", self.stop)
         server.command("set", self.set)
@@ -43,7 +54,8 @@ class MachineCommands:
             "host": os.uname().release,
             "seconds": round(time.monotonic() - self._began, 1),
             "memory": format_size(config.memory),
-            "cpus": config.cpus,
+            "cpus": self._machine.cpus(),
+            "devices": self._machine.devices(),
             "kernel half": self._machine.kernel_half,
         }
 
@@ -59,12 +71,37 @@ class MachineCommands:
             loop.call_later(_LAST_REPLY, self._machine.stop)
         return {}
 
-    def set(self, arguments: dict[str, Any]) -> dict[str, object]:
+    def set(self, arguments: dict[str, Any]) -> object:
         """Change settings of the running machine, in their order."""
-        for key, value in arguments.items():
-            setting = self._settings.get(key)
-            if setting is None:
+        for key in arguments:
+            if key not in self._settings:
                 known = f"one of {', '.join(sorted(self._settings))}" if self._settings else "this guest has none"
                 raise UnikvmError(f"no setting {key!r}", hint=known)
-            setting(str(value))
+        return self._set(list(arguments.items()))
+
+    def _set(self, pairs: list[tuple[str, Any]]) -> object:
+        while pairs:
+            key, value = pairs.pop(0)
+            result = self._settings[key](str(value))
+            if isinstance(result, Later):
+                return self._set_after(result, pairs)
         return {}
+
+    def _set_after(self, first: Later, pairs: list[tuple[str, Any]]) -> Later:
+        """What goes on with `pairs` when `first` has come to an end."""
+
+        def start(reply: Reply, fail: Callable[[UnikvmError], None]) -> None:
+            def go_on(_value: object) -> None:
+                try:
+                    rest = self._set(pairs)
+                except UnikvmError as error:
+                    fail(error)
+                    return
+                if isinstance(rest, Later):
+                    rest.start(reply, fail)
+                else:
+                    reply(rest)
+
+            first.start(go_on, fail)
+
+        return Later(start)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`unikvm attach`: plug a device into a running guest; prints the address that the guest finds it at.
+
+examples:
+  unikvm attach lab --disk data.img      of the guest that `unikvm run -n lab` started
+  unikvm attach lab --disk base.qcow2,ro --net user --forward 8080:80
+
+`unikvm detach` takes a device out again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from unikvm.cli.disks import parse_disk
+from unikvm.control import client
+from unikvm.errors import CannotRun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the guest (default: the only one that runs)")
+    parser.add_argument("-d", "--disk", metavar="FILE", action="append", default=[], help="as of `unikvm run`")
+    parser.add_argument("--net", metavar="KIND", help="as of `unikvm run`: user, tap[=NAME] or hub=NAME")
+    parser.add_argument("--forward", metavar="H:G", action="append", default=[], help="with --net user")
+
+
+def main(args: argparse.Namespace) -> int:
+    devices: list[dict[str, object]] = []
+    for text in args.disk:
+        disk = parse_disk(text)
+        devices.append({"disk": disk.replace(path=os.path.abspath(disk.path)).asdict()})
+    if args.net or args.forward:
+        from unikvm.cli.network import parse
+
+        devices.append({"net": parse(args.net or "none", tuple(args.forward)).asdict()})
+    if not devices:
+        raise CannotRun("what is to be plugged in?", hint="--disk FILE or --net user")
+    name = client.choose(args.name)
+    for device in devices:
+        print(client.call(name, "attach", seconds=client.SECONDS, **device))
+    return 0
