@@ -144,13 +144,17 @@ def test_a_shell_on_a_terminal(lab: str) -> None:
         terminal.close()
 
 
-def test_leaving_a_shell(lab: str) -> None:
+@pytest.mark.parametrize("how", ["keys", "SIGTERM"])
+def test_leaving_a_shell(lab: str, how: str) -> None:
     terminal = Terminal([LAUNCHER, "shell", lab])
     try:
         terminal.type(b"sleep 4712\r")
         until(lab, "ps | grep -q '[s]leep 4712'")
-        terminal.type(b"\x01x")
-        terminal.end()
+        if how == "keys":
+            terminal.type(b"\x01x")
+        else:
+            terminal.process.terminate()
+        assert terminal.end() == 119
         until(lab, "! ps | grep -q '[s]leep 4712'")
     finally:
         terminal.close()

@@ -13,6 +13,12 @@ import sys
 
 from unikvm.errors import CannotRun
 
+# Of arguments that are guests: those that run. In the shells' own languages; shtab calls them by name.
+GUESTS = {
+    "bash": '_unikvm_guests() { compgen -W "$(unikvm list --names 2>/dev/null)" -- "$1"; }',
+    "zsh": '_unikvm_guests() { compadd -- ${(f)"$(unikvm list --names 2>/dev/null)"} }',
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell to complete in")
@@ -28,6 +34,11 @@ def main(args: argparse.Namespace) -> int:
     parser = argparse.ArgumentParser(prog="unikvm")
     commands = parser.add_subparsers(dest="command")
     for name, text in COMMANDS.items():
-        load(name).add_arguments(commands.add_parser(name, help=text, description=text))
-    sys.stdout.write(shtab.complete(parser, args.shell))
+        command = commands.add_parser(name, help=text, description=text)
+        load(name).add_arguments(command)
+        for action in command._actions:
+            if action.dest in ("name", "names") and not action.option_strings:
+                action.complete = dict.fromkeys(GUESTS, "_unikvm_guests")  # type: ignore[attr-defined]
+    preamble = GUESTS.get(args.shell, "")
+    sys.stdout.write(shtab.complete(parser, args.shell, preamble=preamble))
     return 0

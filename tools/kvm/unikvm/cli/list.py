@@ -23,10 +23,14 @@ _SECONDS = 10.0  # one that is stuck must not hide the others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--names", action="store_true", help="the names alone; no guest is asked")
     parser.add_argument("--json", action="store_true", help="an object for each guest, as `unikvm stat --json` has it")
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.names:
+        sys.stdout.write("".join(f"{name}\n" for name in names.running()))
+        return 0
     found = [_stat(name) for name in names.running()]
     if args.json:
         json.dump(found, sys.stdout, indent=2)

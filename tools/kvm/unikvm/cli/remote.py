@@ -44,7 +44,7 @@ def run(stream: Stream, words: Callable[[tuple[int, int] | None], list[str]], *,
     def pass_on(number: int, _frame: object) -> None:
         nonlocal signals
         signals += 1
-        if signals >= LAST:
+        if raw or signals >= LAST:  # on a terminal keys are bytes: a signal comes from elsewhere, and is for us
             raise KeyboardInterrupt
         command.signal(number)
 
