@@ -114,7 +114,7 @@ def test_kill_9_of_passt_is_got_over(host: HostVm) -> None:
     script = (
         "httpd -p 80 -h /; echo found > /index.html; wget -q -O /dev/null http://10.0.2.2:8000/big && echo before;"
         "while ! test -e /gone; do test $(cat /sys/class/net/eth0/carrier) = 1 || echo > /gone; done;"
-        "while ! wget -q -O /got http://10.0.2.2:8000/big; do sleep 0.5; done; sha256sum < /got; sleep 30"
+        "while ! wget -q -T 3 -O /got http://10.0.2.2:8000/big; do sleep 0.5; done; sha256sum < /got; sleep 30"
     )
     guest = command("--net", "user", "--forward", "8080:80", "--", "sh", "-c", script)
     fetch = "until wget -q -T 5 -t 1 -O - http://127.0.0.1:8080/ | grep found; do sleep 0.5; done"
