@@ -35,6 +35,27 @@ LONGEST = 0.1  # seconds from the first flush to the end of a round
 MAIN = Path(__file__).resolve().parents[2] / "tools/kvm/unikvm/__main__.py"
 
 
+def status_of(pid: int | str) -> list[str]:
+    """What /proc says of a process, from its state on; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def children(parent: int) -> list[int]:
+    every = (entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    return [int(pid) for pid in every if status_of(pid)[1:2] == [str(parent)]]
+
+
+def wait_for_end(pid: int) -> None:
+    """The kernel kills it with its parent, but not at once, and it holds its image."""
+    end = time.monotonic() + SECONDS
+    while status_of(pid)[:1] not in ([], ["Z"]):
+        assert time.monotonic() < end, f"process {pid} outlives the VMM"
+        time.sleep(0.002)
+
+
 def one_round(kernel: str, disk: str, start: int, moment: float) -> int:
     """Let a guest write from number `start` on, and kill the VMM with its back ends `moment` seconds after the first
     number was said to be on the disk. Returns the last number of which that was said."""
@@ -51,7 +72,10 @@ def one_round(kernel: str, disk: str, start: int, moment: float) -> int:
         assert ready, "the guest has not begun"
         time.sleep(moment)
     finally:
+        below = children(process.pid)
         process.kill()
+    for child in below:
+        wait_for_end(child)
     said, errors = process.communicate(timeout=SECONDS)
     lines = said.split(b"\n")[:-1]  # the last one may be incomplete
     assert process.returncode == -9, (said[-100:], errors)

@@ -4,7 +4,8 @@
 #define MMIO_FIRST	0xfeb00000
 #define MMIO_DEVICES	8
 #define MMIO_MAGIC	0x74726976
-#define PATIENCE	100000
+#define POLLS		2000	/* of memory alone */
+#define PATIENCE	300000	/* and with an exit each: seconds */
 
 uint32_t seed = 1;
 
@@ -206,8 +207,11 @@ int wait_used(struct ring *ring, uint16_t count)
 {
 	uint32_t patience;
 
-	for (patience = 0; ring->used.idx != count; patience++)
+	for (patience = 0; ring->used.idx != count; patience++) {
+		if (patience > POLLS)
+			inb(0x80);	/* some microseconds, on whatever processor */
 		if (patience == PATIENCE)
 			return 0;
+	}
 	return 1;
 }

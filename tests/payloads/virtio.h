@@ -69,7 +69,7 @@ void notify(struct device *device, uint32_t queue);
 void describe(struct ring *ring, uint32_t index, const volatile void *at, uint32_t length, uint16_t flags);
 /* Make the chain at `head` available. */
 void offer(struct ring *ring, uint32_t head);
-/* Wait until the device has used `count` chains in all; false where it does not within a second or so. */
+/* Wait until the device has used `count` chains in all; false where it does not within some seconds. */
 int wait_used(struct ring *ring, uint16_t count);
 
 uint32_t random32(void);
