@@ -23,6 +23,7 @@ SCREEN = 50  # lines of a terminal
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_fits_a_screen_and_has_examples(name: str) -> None:
     text = command_parser(name).format_help()
+    assert "SUPPRESS" not in text
     assert "examples:" in text
     assert len(text.splitlines()) <= SCREEN
     assert all(len(line) <= 130 for line in text.splitlines())

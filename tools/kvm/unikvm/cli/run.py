@@ -136,6 +136,8 @@ def _take(values: dict[str, Any], name: str, kind: str, words: Iterator[str]) ->
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    from argparse import SUPPRESS
+
     parser.add_argument("image", nargs="?", metavar="KERNEL", help="the same as --kernel")
     kinds: dict[str, dict[str, Any]] = {
         "str": {},
@@ -147,7 +149,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "count": {"action": "count"},
     }
     for names, metavar, default, kind, text in OPTIONS:
-        keywords = {**kinds[kind], "default": [] if kind == "list" else default, "help": text or "==SUPPRESS=="}
+        keywords = {**kinds[kind], "default": [] if kind == "list" else default, "help": text or SUPPRESS}
         if metavar:
             keywords["metavar"] = metavar
         if destination(names) in CHOICES:
