@@ -48,13 +48,14 @@ class MachineCommands:
 
     def stat(self, _arguments: dict[str, Any]) -> dict[str, object]:
         """What runs, and for how long (seconds)."""
-        config = self._machine.config
+        config, vcpus = self._machine.config, self._machine.cpus()
         return {
             **self._facts,
             "host": os.uname().release,
             "seconds": round(time.monotonic() - self._began, 1),
             "memory": format_size(config.memory),
-            "cpus": self._machine.cpus(),
+            "cpus": sum(vcpu["state"] == "on" for vcpu in vcpus),
+            "vcpus": vcpus,
             "devices": self._machine.devices(),
             "kernel half": self._machine.kernel_half,
         }
