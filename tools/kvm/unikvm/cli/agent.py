@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GUEST_MODULES = ("vmw_vsock_virtio_transport",)  # where its kernel has it
 GUEST_WORD = "unikvm.agent"  # on the kernel's command line: init, start it
 HOST_MODULES = ("vhost_vsock",)
-SECONDS = 60.0  # a guest under emulation takes so long to boot on a busy machine
+SECONDS = 120.0  # a guest under emulation takes so long to boot on a busy machine
 
 
 class Reach:

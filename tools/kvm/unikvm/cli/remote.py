@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
+from threading import Timer
 
 from unikvm.cli.terminal import EscapeFilter, on_resize, raw_mode, window_size
 from unikvm.control import client
@@ -17,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE = 60.0  # for an agent whose guest boots
+PATIENCE = 150.0  # for an agent whose guest boots: longer than the guest's monitor waits
+SAID_AFTER = 3.0  # seconds
 EXEC_KEYS = b"\r\nCtrl-A h  this help\r\nCtrl-A x  leave: the command gets SIGHUP\r\nCtrl-A a  send Ctrl-A\r\n"
 FORWARDED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 LAST = 3  # signals of the user's: the third one means us
@@ -25,7 +27,15 @@ LAST = 3  # signals of the user's: the third one means us
 
 def connect(name: str | None) -> Stream:
     """A session with the agent of the guest `name`, or of the only one that runs. UnikvmError."""
-    return Stream(client.stream(client.choose(name), "agent", seconds=2 * PATIENCE))
+    chosen = client.choose(name)
+    told = Timer(SAID_AFTER, lambda: sys.stderr.write(f"unikvm: waiting for {chosen} to boot\n"))
+    told.daemon = True
+    if os.isatty(2):
+        told.start()
+    try:
+        return Stream(client.stream(chosen, "agent", seconds=PATIENCE))
+    finally:
+        told.cancel()
 
 
 def run(stream: Stream, words: Callable[[tuple[int, int] | None], list[str]], *, tty: bool, keys: bytes) -> int:
