@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,24 +159,18 @@ def test_9p_where_there_is_no_virtiofsd(host: HostVm, share: Path, knows_9p: str
     """The same: a root that forgets, and a directory in which every byte and every name counts."""
     place = share / "nine"
     place.mkdir()
-    data = os.urandom(3_000_000)
+    data = os.urandom(200_000)
     (place / "in").write_bytes(data)
     script = (
-        "cat /etc/os-release | sha256sum; echo x > /etc/evil; rm /etc/passwd; cd " + str(place) + "\n"
-        "cp in out; mkdir -p deep/er; mv out deep/er/moved; ln -s er deep/link; echo more >> deep/link/moved\n"
-        'python3 -c \'import os; fd = os.open("sparse", os.O_RDWR | os.O_CREAT); os.pwrite(fd, b"end", 1 << 20)\'\n'
-        'chmod 640 sparse; ls -a deep | tr "\\n" " "; rm in; grep -c 9p /proc/mounts'
+        f"echo x > /etc/evil; rm /etc/passwd; cd {place}; cp in out; mkdir -p deep/er; mv out deep/er/moved\n"
+        "ln -s er deep/link; echo more >> deep/link/moved; chmod 640 deep/er/moved; rm in; grep -c 9p /proc/mounts"
     )
     done = run(host, "-k", knows_9p, "--root", "--rwdir", str(place), "--", "sh", "-ec", script)
-    lines = done.stdout.decode().splitlines()
-    assert done.status == 0, done.stderr
+    assert (done.status, done.stdout) == (0, b"1\n"), done.stderr
     assert b"unikvm: no virtiofsd here: directories go by 9p, which is slower\n" in done.stderr
-    assert lines[0].split()[0] == hashlib.sha256(Path("/etc/os-release").read_bytes()).hexdigest()
-    assert lines[1].split()[:4] == [".", "..", "er", "link"]
     assert sh(host, "test -e /etc/passwd && ! test -e /etc/evil").status == 0
     assert (place / "deep/er/moved").read_bytes() == data + b"more\n"
-    assert (place / "sparse").read_bytes() == bytes(1 << 20) + b"end"
-    assert (place / "sparse").stat().st_mode & 0o7777 == 0o640
+    assert (place / "deep/er/moved").stat().st_mode & 0o7777 == 0o640
     assert not (place / "in").exists()
     assert sh(host, "pgrep -f p9/__main_[_]").status == 1
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,15 @@ def test_a_host_without_passt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotRun, match="needs passt"):
         passt.serve()
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(socket.SOCK_STREAM, ""), (socket.SOCK_DGRAM, "/udp")])
+def test_a_port_that_somebody_has(kind: int, suffix: str) -> None:
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind((passt.LOOPBACK, 0))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        port = sock.getsockname()[1]
+        with pytest.raises(CannotRun, match=f"port {port}: Address already in use"):
+            passt.check_free(f"{port}:80{suffix}")
+    passt.check_free(f"{port}:80{suffix}")

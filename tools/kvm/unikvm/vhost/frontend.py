@@ -121,11 +121,6 @@ class FrontEnd:
             raise BackendError(f"{self._name} gives another part of its configuration than was asked for")
         return answer[len(header) :]
 
-    def set_config(self, offset: int, data: bytes) -> None:
-        """The driver writes to the configuration space."""
-        if self._agreed(m.PROTOCOL_F_CONFIG):
-            self._set(m.SET_CONFIG, m.CONFIG_HEADER.pack(offset, len(data), 0) + data)
-
     def get_inflight(self, queues: int, entries: int) -> Inflight | None:
         """A new record of requests under way; None where the back end keeps none."""
         if not self._agreed(m.PROTOCOL_F_INFLIGHT_SHMFD):

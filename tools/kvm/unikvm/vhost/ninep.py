@@ -13,7 +13,8 @@ from unikvm.vhost.backend import Program
 from unikvm.vhost.virtiofsd import place_of
 
 _SERVER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "p9", "__main__.py")
-_COMMON = "trans=virtio,version=9p2000.L,msize=512000"
+# Without extended attributes the guest, overlayfs above all, does not ask for some of each file in vain.
+_COMMON = "trans=virtio,version=9p2000.L,msize=512000,noxattr"
 
 
 def serve(path: str, *, readonly: bool) -> Program:

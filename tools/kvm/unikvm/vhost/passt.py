@@ -7,6 +7,8 @@ It needs no privileges: it answers DHCP and ARP itself and turns the guest's TCP
 from __future__ import annotations
 
 import os
+from _socket import AF_INET, SO_REUSEADDR, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET
+from _socket import socket as Socket
 
 from unikvm.errors import CannotRun
 from unikvm.vhost.backend import Program
@@ -45,6 +47,22 @@ def parse_forward(text: str) -> tuple[bool, int, int]:
     return protocol == "udp", int(host), int(guest)
 
 
+def check_free(text: str) -> None:
+    """CannotRun where somebody has the host's port of a forward, or where it is not ours to have: passt would end when
+    the guest has begun."""
+    udp, port, _ = parse_forward(text)
+    sock = Socket(AF_INET, SOCK_DGRAM if udp else SOCK_STREAM)
+    try:
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, int(not udp))
+        sock.bind((LOOPBACK, port))
+        if not udp:
+            sock.listen(1)
+    except OSError as error:
+        raise CannotRun(f"--forward {text}: port {port}: {error.strerror}", hint="take another one") from None
+    finally:
+        sock.close()
+
+
 def arguments(binary: str, fd: int, forwards: Sequence[str], *, routed: bool) -> list[str]:
     """Its command line for the connection `fd`. `routed`: whether the host has a way out to the network."""
     argv = [binary, "--foreground", "--stderr", "--quiet", "--ipv4-only", "--fd", str(fd), "--mtu", str(MTU)]
@@ -71,11 +89,11 @@ def has_route(table: str = "/proc/net/route") -> bool:
 
 def serve(forwards: Sequence[str] = ()) -> Program:
     """Start passt, with `forwards` (see `parse_forward`) from the host's ports. CannotRun where it cannot be had."""
-    for text in forwards:
-        parse_forward(text)
     binary = find()
     if not binary:
         raise CannotRun("--net user needs passt, which is not on this host", hint="`make setup` installs it")
+    for text in forwards:
+        check_free(text)
     routed = has_route()
     return Program(
         "the user network",
