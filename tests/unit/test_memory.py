@@ -60,3 +60,31 @@ def test_read_from_a_file(memory: GuestMemory) -> None:
 def test_too_much_memory_is_one_clear_error() -> None:
     with pytest.raises(CannotRun, match="cannot map"):
         GuestMemory([(0, 1 << 62)])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_given_back_is_zero(shared: bool) -> None:
+    memory = GuestMemory([(0, 0x4000)], shared=shared, pluggable=(HIGH, 0x4000))
+    assert memory.size == 0x4000
+    memory.write(0x1000, b"x" * 0x3000)
+    memory.write(HIGH, b"x" * 0x4000)
+    memory.give_back(0x2000, 0x1000)
+    memory.give_back(HIGH, 0x3000)
+    assert memory.read(0x1000, 0x3000) == b"x" * 0x1000 + bytes(0x1000) + b"x" * 0x1000
+    assert memory.read(HIGH, 0x4000) == bytes(0x3000) + b"x" * 0x1000
+    memory.give_back_view(memory.view(0x1001, 0x2FFF))
+    assert memory.read(0x1000, 0x3000) == b"x" * 0x1000 + bytes(0x2000)
+    memory.give_back_view(memory.view(0x1001, 0xFFE))  # no whole page
+    assert memory.read(0x1000, 1) == b"x"
+    assert memory.take(HIGH, 0x4000)
+    for gpa, length in ((0x4000, 0x1000), (0x3000, 0x2000), (0x1800, 0x1000), (0, 0x800), (0, 0), (-0x1000, 0x1000)):
+        with pytest.raises(GuestFault, match="not whole pages"):
+            memory.give_back(gpa, length)
+
+
+def test_huge_pages_that_are_not_there() -> None:
+    """More than any machine has. That they work is tested in a host VM, which has some."""
+    with pytest.raises(CannotRun, match=r"67108864 huge pages of 2 MiB are needed.*sysctl vm.nr_hugepages="):
+        GuestMemory([(0, 1 << 47)], hugepages=True)
+    with pytest.raises(CannotRun, match="not whole huge pages"):
+        GuestMemory([(0, 0x1000)], hugepages=True)

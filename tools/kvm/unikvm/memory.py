@@ -2,7 +2,7 @@
 """Guest RAM: one mapping, laid out around the PCI hole below 4 GiB.
 
 Guest-physical and host addresses are different types. Every address and length that comes from a guest passes
-`GuestMemory.view`, the one door.
+`GuestMemory.view`, the one door; what a guest gives back passes `give_back`, which looks as closely.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 from unikvm.errors import CannotRun, GuestFault
 from unikvm.record import Record
-from unikvm.sys.mapping import Mapping
+from unikvm.sys.mapping import Mapping, address_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     HostAddress = NewType("HostAddress", int)
 else:
     GuestAddress = HostAddress = int
+
+PAGE = 4096
 
 
 class Region(Record):
@@ -34,26 +36,50 @@ class Region(Record):
 
 
 class GuestMemory:
-    """RAM of one guest."""
+    """RAM of one guest. `size` bytes of it are there from the start; `regions` has the pluggable one as well."""
 
-    def __init__(self, layout: Sequence[tuple[int, int]], *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        layout: Sequence[tuple[int, int]],
+        *,
+        shared: bool = False,
+        pluggable: tuple[int, int] | None = None,
+        hugepages: bool = False,
+    ) -> None:
         """`layout`: the (guest-physical start, size in bytes) of each stretch, ascending and not overlapping.
 
         `shared`: a memfd, which other processes can map, instead of anonymous memory, which has huge pages.
+        `pluggable`: one more stretch above them, which virtio-mem hands out. `hugepages`: of hugetlbfs; those for what
+        is there from the start are reserved at once.
         """
         self.size = sum(size for _, size in layout)
-        self._mapping = Mapping(self.size, shared=shared)
+        every = (*layout, pluggable) if pluggable else layout
+        total = sum(size for _, size in every)
+        if hugepages:
+            from unikvm.sys.hugepages import HugeMapping
+
+            self._mapping: Mapping = HugeMapping(total, self.size)
+        else:
+            self._mapping = Mapping(total, shared=shared)
         self.fd = self._mapping.fd
         whole = self._mapping.view
         regions = []
         self._map: list[tuple[int, int, memoryview]] = []
         start = 0
-        for gpa, size in layout:
+        for gpa, size in every:
             hva = HostAddress(self._mapping.address + start)
             regions.append(Region(GuestAddress(gpa), size, self._mapping.offset + start, hva))
             self._map.append((gpa, gpa + size, whole[start : start + size]))
             start += size
         self.regions = tuple(regions)
+        self.attached: tuple[Region, ...] = ()  # not RAM, and not in the memfd
+
+    def attach(self, gpa: int, view: memoryview, hva: int) -> Region:
+        """Let devices reach `view`, at host address `hva`, as guest memory at `gpa`; before there are any."""
+        region = Region(GuestAddress(gpa), len(view), 0, HostAddress(hva))
+        self._map.append((gpa, gpa + len(view), view))
+        self.attached += (region,)
+        return region
 
     def view(self, gpa: int, length: int) -> memoryview:
         """The RAM at [gpa, gpa + length), writable, the guest's own.
@@ -68,10 +94,35 @@ class GuestMemory:
 
     def host_address(self, gpa: int) -> int:
         """The host address of `gpa`; GuestFault where that is not RAM."""
-        for region in self.regions:
+        for region in (*self.regions, *self.attached):
             if region.gpa <= gpa < region.gpa + region.size:
                 return region.hva + gpa - region.gpa
         raise GuestFault(f"guest memory {gpa:#x} is not RAM")
+
+    def give_back(self, gpa: int, length: int) -> None:
+        """Let the host have [gpa, gpa + length): it reads as zero from now on. GuestFault where it is not RAM, or not
+        whole pages."""
+        self._mapping.give_back(self._in_mapping(gpa, length), length)
+
+    def give_back_view(self, view: memoryview) -> None:
+        """As `give_back`, for the whole pages in what `view` once gave. What is attached stays as it is."""
+        start = address_of(view) - self._mapping.address
+        end = (start + len(view)) & -PAGE
+        start = (start + PAGE - 1) & -PAGE
+        if 0 <= start < end <= len(self._mapping.view):
+            self._mapping.give_back(start, end - start)
+
+    def take(self, gpa: int, length: int) -> bool:
+        """See that the host has memory for [gpa, gpa + length), whole pages; False where it has not."""
+        return self._mapping.take(self._in_mapping(gpa, length), length)
+
+    def _in_mapping(self, gpa: int, length: int) -> int:
+        """Where the whole pages [gpa, gpa + length) are in the mapping."""
+        if length > 0 and not (gpa | length) % PAGE:
+            for region in self.regions:
+                if region.gpa <= gpa and gpa + length <= region.gpa + region.size:
+                    return region.offset - self._mapping.offset + gpa - region.gpa
+        raise GuestFault(f"guest memory [{gpa:#x}, {gpa + length:#x}) is not whole pages of RAM")
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of [gpa, gpa + length)."""

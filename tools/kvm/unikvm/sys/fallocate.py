@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """fallocate(2) with modes, which Python does not have, and the like of block devices.
 
-Imported at the first discard or write-zeroes request, and for a block device.
+Imported at the first discard or write-zeroes request, for a block device, and when a guest gives up memory.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Free `length` bytes at `offset`: they read as zero. OSError EOPNOTSUPP where the file system cannot."""
     _fallocate(fd, uapi.FALLOC_FL_PUNCH_HOLE | uapi.FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def allocate(fd: int, offset: int, length: int) -> None:
+    """See that there is room for `length` bytes at `offset`. OSError ENOSPC where there is none."""
+    _fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE, offset, length)
 
 
 def zero_range(fd: int, offset: int, length: int) -> None:

@@ -34,7 +34,7 @@ class Mapping:
                 # Reserved when it is touched, as a guest's memory mostly is not.
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
                 self._map = mmap.mmap(-1, room, flags)
-                start, skipped = _address(self._map), 0
+                start, skipped = address_of(self._map), 0
             self._map.madvise(mmap.MADV_HUGEPAGE)
         except (OSError, OverflowError, ValueError) as error:
             message = f"cannot map {size >> 20} MiB of guest memory: {error}"
@@ -44,6 +44,23 @@ class Mapping:
         self.address = start + before
         self.view = memoryview(self._map)[before : before + size]
 
+    def give_back(self, start: int, length: int) -> None:
+        """Let the host have `length` bytes at `start`, whole pages: until they are written again they read as zero and
+        take no memory. OSError where the kernel cannot."""
+        if self.fd < 0:
+            self._map.madvise(mmap.MADV_DONTNEED, self.address - address_of(self._map) + start, length)
+            return
+        from unikvm.sys.fallocate import punch_hole  # others have the pages mapped: they go from the file itself
+
+        punch_hole(self.fd, self.offset + start, length)
+
+    def take(self, start: int, length: int) -> bool:
+        """See that there is memory for `length` bytes at `start`, where none is yet; False where there is none.
+
+        Pages of the usual size come when they are touched.
+        """
+        return True
+
     def close(self) -> None:
         """Release the descriptor; the memory goes with the last view of it."""
         self.view.release()
@@ -52,8 +69,28 @@ class Mapping:
             self.fd = -1
 
 
-def _address(mapping: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+class FileMapping:
+    """The whole of file `fd`, `size` bytes, at host address `address`; `view` of it. What is written goes to the file
+    (`shared`) or is this process's own."""
+
+    def __init__(self, fd: int, size: int, *, shared: bool) -> None:
+        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | MAP_NORESERVE
+        self._map = mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.address = address_of(self._map)
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Let go; the mapping, and with it the lock of the file, goes with the last view of it."""
+        self.view.release()
+        try:
+            self._map.close()
+        except BufferError:
+            pass
+
+
+def address_of(buffer: mmap.mmap | memoryview) -> int:
+    """The host address of a writable buffer."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def _sealed_memfd(size: int) -> int:
@@ -74,12 +111,12 @@ def _map_congruent(fd: int, size: int) -> tuple[mmap.mmap, int, int]:
     offset = 0
     for _ in range(3):
         mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
-        start = _address(mapping)
+        start = address_of(mapping)
         if start % HUGE_PAGE == offset:
             break
         offset = start % HUGE_PAGE
         mapping.close()
     else:
         mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
-        start = _address(mapping)
+        start = address_of(mapping)
     return mapping, start, offset
