@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from unikvm.errors import GuestFault
+from unikvm.errors import GuestFault, UnikvmError
 from unikvm.lean import deque
 from unikvm.uapi.virtio import (
     VIRTIO_CONSOLE_CONSOLE_PORT,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from unikvm.memory import GuestMemory
     from unikvm.sys.eventloop import EventLoop
     from unikvm.virtio.device import Transport
-    from unikvm.virtio.state import ConsoleState
+    from unikvm.virtio.state import ConsoleState, DeviceState
 
 PORT_QUEUE_SIZE = 64  # Linux fills the receive queue with a page each
 CONTROL_QUEUE_SIZE = 32
@@ -144,7 +144,11 @@ class Console(VirtioDevice):
             control=tuple(self._control),
         )
 
-    def restore_type(self, state: ConsoleState) -> None:
+    def restore_type(self, state: DeviceState) -> None:
+        from unikvm.virtio.state import ConsoleState
+
+        if not isinstance(state, ConsoleState):
+            raise UnikvmError(f"{self.name}: the snapshot has another device's state")
         self._set_size(state.columns, state.rows)
         self._control.extend(state.control)
         for port, saved in zip(self.ports, state.ports, strict=True):

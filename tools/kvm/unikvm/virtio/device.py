@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from unikvm.memory import GuestMemory
     from unikvm.sys.eventloop import EventLoop
-    from unikvm.virtio.state import ConsoleState, VirtioState
+    from unikvm.virtio.state import DeviceState, VirtioState
 
     class Transport(Protocol):
         """How a device reaches its driver."""
@@ -141,11 +141,11 @@ class VirtioDevice:
     def eventfd_changed(self, index: int) -> None:
         """`Transport.queue_eventfd` gives another answer for queue `index`. Under the lock."""
 
-    def save_type(self) -> ConsoleState | None:
+    def save_type(self) -> DeviceState | None:
         """What the type adds to a snapshot."""
         return None
 
-    def restore_type(self, state: ConsoleState) -> None:
+    def restore_type(self, state: DeviceState) -> None:
         """Take over what `save_type` gave."""
 
     def held(self, queue: Queue) -> int:

@@ -52,7 +52,8 @@ class InKernel(Outside):
 
     def introduce(self) -> None:
         """Tell the kernel what does not change with the driver's wishes."""
-        self._vhost.set_memory([(region.gpa, region.size, region.hva) for region in self.memory.regions])
+        regions = (*self.memory.regions, *self.memory.attached)
+        self._vhost.set_memory([(region.gpa, region.size, region.hva) for region in regions])
         for index, error in enumerate(self._errors):
             self._vhost.set_error(index, error.fd)
 

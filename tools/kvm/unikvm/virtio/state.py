@@ -39,6 +39,26 @@ class ConsoleState:
 
 
 @dataclass(frozen=True, slots=True)
+class BalloonState:
+    """virtio-balloon: pages wanted and handed over, and what the driver fills free pages with."""
+
+    target: int
+    actual: int
+    poison: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemState:
+    """virtio-mem: bytes wanted, and a byte for each block, 1 where it is plugged."""
+
+    requested: int
+    plugged: bytes
+
+
+DeviceState = ConsoleState | BalloonState | MemState
+
+
+@dataclass(frozen=True, slots=True)
 class VirtioState:
     """What every virtio device has, and `device`: what its own type adds (None for most)."""
 
@@ -47,7 +67,7 @@ class VirtioState:
     driver_features: int
     config_generation: int
     queues: tuple[QueueState, ...]
-    device: ConsoleState | None = None
+    device: DeviceState | None = None
 
 
 @dataclass(frozen=True, slots=True)
