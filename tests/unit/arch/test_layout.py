@@ -44,9 +44,21 @@ def test_e820_covers_the_ram(size: int) -> None:
 
 def test_the_64_bit_window_is_above_ram() -> None:
     assert layout.pci_mmio64(GIB) == (64 * GIB, 96 * GIB)
-    start, end = layout.pci_mmio64(100 * GIB + 4096)
+    start, end = layout.pci_mmio64(layout.ram_end(100 * GIB + 4096))
     assert start == 102 * GIB
     assert end - start == 32 * GIB
+
+
+@pytest.mark.parametrize("size", [256 << 20, 3 * GIB, 5 * GIB + 4096])
+def test_what_is_plugged_in_is_above_ram_and_below_the_window(size: int) -> None:
+    """In steps that Linux can use whole."""
+    start, length = layout.pluggable(size, (1 << 30) + (2 << 20))
+    assert start >= max(layout.ram_end(size), layout.HIGH_MEMORY)
+    assert start % GIB == 0
+    assert length == GIB + (128 << 20)
+    image = layout.above(start + length)
+    assert start + length <= image
+    assert layout.pci_mmio64(image + 1)[0] > image
 
 
 def test_virtio_mmio_devices() -> None:

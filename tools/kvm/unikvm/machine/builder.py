@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unikvm.machine.events import Event
     from unikvm.machine.firmware import Board
     from unikvm.machine.hotplug import Hotplug
+    from unikvm.machine.ram import Ram
     from unikvm.pci import PciBus
     from unikvm.sys.companion import Companion
     from unikvm.virtio.device import VirtioDevice
@@ -59,6 +60,7 @@ class Parts(State):
     companion: Companion | None = None  # the kernel half, where it is loaded
     pci: PciBus | None = None
     hotplug: Hotplug | None = None  # where devices or vCPUs may come and go
+    ram: Ram | None = None  # where memory is more than RAM from start to end
 
     def add_ioeventfd(self, address: int, length: int, fd: int, datamatch: int | None) -> None:
         self.vm.ioeventfd(address, length, fd, datamatch=datamatch)
@@ -85,7 +87,7 @@ def build(
     `say` is told what the user must know of the back ends.
     """
     install_kick_handler()
-    check_memory(config.memory)
+    check_memory(max(config.memory, config.max_memory))
     closables: list[Callable[[], None]] = []
     try:
         return _build(config, output, devices, post, say, closables)
@@ -104,15 +106,9 @@ def _build(
     closables: list[Callable[[], None]],
 ) -> Parts:
     # First, so that back ends start while we work, and are forked while there is one thread.
-    closables += [device.discard for device in devices]
-    every: list[VirtioDevice] = []
-    for disk in config.disks:
-        every.append(make_disk(disk, say))
-        closables.append(every[-1].discard)
-    if config.net is not None:
-        every.append(make_net(config.net, say))
-        closables.append(every[-1].discard)
-    every += devices
+    every = _own_devices(config, devices, say, closables)
+    ram = _ram(config, closables) if config.balloon or config.max_memory or config.pmems else None
+    every += ram.devices if ram else ()
     kvm = Kvm()
     closables.append(kvm.close)
     check_host(config, kvm)
@@ -120,7 +116,9 @@ def _build(
     making = Later(lambda: _create_vm(kvm), "kvm")
     closables.append(lambda: _close_vm(making))
     shared = config.hotplug or any(device.shares_memory for device in every)
-    memory = GuestMemory(layout.ram_layout(config.memory), shared=shared)
+    pluggable = ram.pluggable if ram else None
+    ranges = layout.ram_layout(config.memory)
+    memory = GuestMemory(ranges, shared=shared, pluggable=pluggable, hugepages=config.hugepages)
     closables.append(memory.close)
 
     from unikvm.machine.platform import Ending, add_platform, add_virtio
@@ -131,6 +129,8 @@ def _build(
         vm.set_user_memory_region(slot, region.gpa, region.size, region.hva)
     io = IoThread(post)
     closables.append(io.loop.close)
+    if ram:
+        ram.attach(memory, vm, io.schedule)
     parts = Parts(
         config=config,
         post=post,
@@ -145,6 +145,7 @@ def _build(
         serial_input=SerialInput(io.loop),
         closables=closables,
         vcpus=[],
+        ram=ram,
     )
     if config.kernel_half and os.path.exists("/dev/unikvm"):
         import unikvm.sys.companion as companion
@@ -176,6 +177,28 @@ def _load(config: Config, memory: GuestMemory, closables: list[Callable[[], None
     from unikvm.boot import loader
 
     return loader.load(config.kernel, memory, cmdline=config.cmdline, initrd=config.initrd, rsdp=layout.ACPI), None
+
+
+def _own_devices(
+    config: Config, devices: tuple[VirtioDevice, ...], say: Say, closables: list[Callable[[], None]]
+) -> list[VirtioDevice]:
+    closables += [device.discard for device in devices]
+    every: list[VirtioDevice] = []
+    for disk in config.disks:
+        every.append(make_disk(disk, say))
+        closables.append(every[-1].discard)
+    if config.net is not None:
+        every.append(make_net(config.net, say))
+        closables.append(every[-1].discard)
+    return [*every, *devices]
+
+
+def _ram(config: Config, closables: list[Callable[[], None]]) -> Ram:
+    from unikvm.machine import ram
+
+    made = ram.prepare(config)
+    closables += [device.discard for device in made.devices]
+    return made
 
 
 def check_memory(size: int) -> None:

@@ -12,6 +12,7 @@ MAX_CPUS = 255
 MIN_MEMORY = MIB
 MAX_QUEUES = 16  # of a disk
 MAX_SERIAL = 20  # VIRTIO_BLK_ID_BYTES
+MEMORY_BLOCK = 2 * MIB  # in which memory is plugged in
 CONSOLES = ("virtio", "serial", "none")
 TRANSPORTS = ("pci", "mmio")
 
@@ -65,6 +66,22 @@ class Net(Record):
     router: str = ""
 
 
+PMEM_MODES = ("rw", "ro", "cow")
+
+
+class Pmem(Record):
+    """An image as memory of the guest (/dev/pmem0). `mode`: rw, ro, or cow: what is written is forgotten."""
+
+    path: str
+    mode: str = "rw"
+
+    def __post_init__(self) -> None:
+        if self.mode not in PMEM_MODES:
+            raise CannotRun(
+                f"{self.path}: no way {self.mode!r} to use an image", hint=f"one of {', '.join(PMEM_MODES)}"
+            )
+
+
 class Firmware(Record):
     """PC firmware, which finds what to boot on the disks. `code`: its image. `vars`: the image of a UEFI firmware's
     variables: flash, which is written back to the file, with `keep`, else ROM. `debug`: what it tells its developers is
@@ -80,13 +97,19 @@ class Firmware(Record):
 class Config(Record):
     """One machine. `memory` in bytes; `cmdline` is what the guest kernel gets, complete.
 
-    It has a `kernel`, or `firmware`.
+    It has a `kernel`, or `firmware`. `max_memory`: up to how much can be plugged in while it runs, where that is more
+    than `memory`. `balloon`: whether it can be taken away, down to almost nothing. `hugepages`: memory in huge pages of
+    the host, reserved at the start.
     """
 
     kernel: str = ""
     initrd: str | None = None
     cmdline: str = ""
     memory: int = 256 * MIB
+    max_memory: int = 0
+    balloon: bool = False
+    hugepages: bool = False
+    pmems: tuple[Pmem, ...] = ()
     cpus: int = 1
     topology: Topology | None = None  # with more CPUs than `cpus`: the others may come later; None: as many cores
     cpu_model: str = "host"
@@ -116,6 +139,16 @@ class Config(Record):
             raise CannotRun(f"{format_size(self.memory)} of memory is too small", hint="at least 1M")
         if self.memory % 4096:
             raise CannotRun(f"{self.memory} bytes of memory is not a multiple of 4096", hint="write it as 256M")
+        if self.max_memory and (self.max_memory <= self.memory or (self.max_memory - self.memory) % MEMORY_BLOCK):
+            raise CannotRun(
+                f"memory of {format_size(self.memory)} cannot grow to {format_size(self.max_memory)}",
+                hint="to more, by a multiple of 2M",
+            )
+        if self.balloon and self.hugepages:
+            raise CannotRun(
+                "a balloon in huge pages would give nothing back: they are reserved whole",
+                hint="leave out one of balloon and hugepages; with max= memory comes and goes in huge pages",
+            )
         if self.console not in CONSOLES:
             raise CannotRun(f"no console {self.console!r}", hint=f"one of {', '.join(CONSOLES)}")
         if self.transport not in TRANSPORTS:

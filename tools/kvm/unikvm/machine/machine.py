@@ -7,7 +7,7 @@ import sys
 import time
 from types import TracebackType
 
-from unikvm.errors import CannotRun
+from unikvm.errors import CannotRun, UnikvmError
 from unikvm.lean import Empty, SimpleQueue
 from unikvm.machine.builder import Parts, build
 from unikvm.machine.config import Config, Disk, Net
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unikvm.machine.hotplug import Hotplug
+    from unikvm.machine.ram import Ram
+    from unikvm.virtio.balloon import Balloon
     from unikvm.virtio.device import VirtioDevice
 
     Handler = Callable[["Access"], int | None]
@@ -55,7 +57,7 @@ class _Hook:
 
 
 class Machine:
-    """One virtual machine, made of a `Config` or of its fields (`memory` also as "256M").
+    """One virtual machine, made of a `Config` or of its fields (`memory` and `max_memory` also as "256M").
 
     Use it as a context manager: leaving it ends the guest and releases everything. `run` is `start` and `wait`.
     Without an `output`, what the guest prints on its console collects in `console`. `say` is told in a line when a
@@ -70,11 +72,13 @@ class Machine:
         devices: tuple[VirtioDevice, ...] = (),
         say: Callable[[str], object] = lambda _line: None,
         memory: int | str | None = None,
+        max_memory: int | str | None = None,
         **fields: object,
     ) -> None:
         if config is None:
-            if memory is not None:
-                fields["memory"] = parse_size(memory) if isinstance(memory, str) else memory
+            for name, size in (("memory", memory), ("max_memory", max_memory)):
+                if size is not None:
+                    fields[name] = parse_size(size) if isinstance(size, str) else size
             config = Config(**fields)  # type: ignore[arg-type]
         self.config = config
         self.console = bytearray()
@@ -111,6 +115,39 @@ class Machine:
     def send(self, text: bytes) -> None:
         """Type on the guest's console."""
         self._parts.serial_input.feed(text)
+
+    @property
+    def balloon(self) -> Balloon:
+        """The balloon of a machine that has one (`balloon=True`)."""
+        balloon = self._ram.balloon
+        if balloon is None:
+            raise UnikvmError("the guest has no balloon", hint="--mem ...,balloon")
+        return balloon
+
+    def resize(self, size: int | str) -> None:
+        """Ask the guest to have so much memory, in bytes or as "1G", from now on. From any thread."""
+        self._ram.resize(parse_size(size) if isinstance(size, str) else size)
+
+    @property
+    def memory_size(self) -> tuple[int, int]:
+        """Bytes of memory that the guest is asked to have, and that it has."""
+        ram = self._parts.ram
+        return (ram.wanted, ram.actual) if ram is not None else (self.config.memory, self.config.memory)
+
+    def memory_statistics(self, timeout: float = 5.0) -> dict[str, int]:
+        """What the guest says of its memory now: names as in `unikvm.virtio.balloon.NAMES`. Not on the io thread."""
+        answers: SimpleQueue[dict[str, int]] = SimpleQueue()
+        self._ram.statistics(answers.put)
+        try:
+            return answers.get(timeout=timeout)
+        except Empty:
+            raise UnikvmError(f"the guest does not say within {timeout:g} s how its memory is used") from None
+
+    @property
+    def _ram(self) -> Ram:
+        if self._parts.ram is None:
+            raise UnikvmError("the guest's memory stays as it is", hint="--mem ...,balloon or --mem ...,max=")
+        return self._parts.ram
 
     def start(self) -> None:
         """Let the vCPUs run."""

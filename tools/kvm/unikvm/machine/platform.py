@@ -125,6 +125,7 @@ def add_virtio(parts: Parts, devices: list[VirtioDevice], ending: Ending, board:
         memory=config.memory,
         topology=config.all_topology,
         plug_slots=config.hotplug,
+        memory_end=parts.ram.end if parts.ram else 0,
         pci=pci,
         virtio_mmio=0 if pci else len(devices),
         serial=config.console == "serial",

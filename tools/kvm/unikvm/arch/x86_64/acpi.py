@@ -24,10 +24,12 @@ _HEADER_SIZE = 36
 
 
 class AcpiConfig(Record):
-    """What the tables describe. `memory`: bytes of RAM; `cpus`: those that there are of `topology` from the start."""
+    """What the tables describe. `memory`: bytes of RAM; `memory_end`: where what is memory ends, when there is more;
+    `cpus`: those that there are of `topology` from the start."""
 
     cpus: int
     memory: int
+    memory_end: int = 0
     topology: Topology | None = None  # None: as many cores as CPUs
     plug_slots: bool = False  # devices of the PCI bus may come and go
     pci: bool = True
@@ -235,9 +237,10 @@ def _pnp(path: str, hid: bytes, uid: int, crs: bytes, *more: bytes) -> bytes:
 def _pci_root(config: AcpiConfig) -> bytes:
     """The host bridge. No _OSC, so Linux leaves PCIe services and link power alone; no _PRT: there is no
     INTx."""
-    low, high = (layout.PCI_MMIO32, layout.PCI_MMIO32_END), layout.pci_mmio64(config.memory)
+    end = config.memory_end or layout.ram_end(config.memory)
+    low, high = (layout.PCI_MMIO32, layout.PCI_MMIO32_END), layout.pci_mmio64(end)
     if config.firmware:
-        low, high = layout.firmware_mmio32(config.memory), layout.firmware_mmio64(config.memory)
+        low, high = layout.firmware_mmio32(config.memory), layout.firmware_mmio64(end)
     crs = aml.resources(aml.bus_window(0, layout.PCI_BUSES - 1), aml.memory_window32(*low), aml.memory_window64(*high))
     slots = b""
     if config.plug_slots:

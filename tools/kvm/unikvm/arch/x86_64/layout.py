@@ -52,6 +52,7 @@ TESTDEV_MMIO_SIZE = 0x10000
 FLASH_MAX = 8 << 20  # firmware ends at 4 GiB, where a CPU starts
 PCI_MMIO64_MIN = 64 * _GIB
 PCI_MMIO64_SIZE = 32 * _GIB
+PLUGGABLE_STEP = 128 << 20  # Linux adds memory in such blocks, so less of the region would be of no use to it
 
 # Ports
 I8042_DATA = 0x60
@@ -119,10 +120,23 @@ def low_ram_end(size: int) -> GuestAddress:
     return GuestAddress(min(size, LOW_RAM_END))
 
 
-def pci_mmio64(size: int) -> tuple[GuestAddress, GuestAddress]:
-    """[start, end) of the window for 64-bit BARs, above `size` bytes of RAM."""
-    start = max(PCI_MMIO64_MIN, -(-ram_end(size) // _GIB) * _GIB)
+def pci_mmio64(end: int) -> tuple[GuestAddress, GuestAddress]:
+    """[start, end) of the window for 64-bit BARs, above all memory, which ends at `end`."""
+    start = max(PCI_MMIO64_MIN, above(end))
     return GuestAddress(start), GuestAddress(start + PCI_MMIO64_SIZE)
+
+
+def above(end: int) -> GuestAddress:
+    """Where the next device with memory of its own may begin when the last one, or RAM, ends at `end`.
+
+    Beyond 4 GiB, and at a whole GiB: Linux adds memory by 128 MiB, and pages for it by 2 MiB.
+    """
+    return GuestAddress(max(HIGH_MEMORY, -(-end // _GIB) * _GIB))
+
+
+def pluggable(size: int, more: int) -> tuple[GuestAddress, int]:
+    """(start, bytes) of the region in which `more` bytes can be plugged in beside `size` bytes of RAM; whole steps."""
+    return above(ram_end(size)), -(-more // PLUGGABLE_STEP) * PLUGGABLE_STEP
 
 
 def firmware_mmio32(size: int) -> tuple[GuestAddress, GuestAddress]:
@@ -131,10 +145,9 @@ def firmware_mmio32(size: int) -> tuple[GuestAddress, GuestAddress]:
     return GuestAddress(start), IOAPIC
 
 
-def firmware_mmio64(size: int) -> tuple[GuestAddress, GuestAddress]:
-    """[start, end) in which firmware may place 64-bit BARs: it begins sooner above RAM than we would."""
-    start = max(HIGH_MEMORY, -(-ram_end(size) // _GIB) * _GIB)
-    return GuestAddress(start), pci_mmio64(size)[1]
+def firmware_mmio64(end: int) -> tuple[GuestAddress, GuestAddress]:
+    """[start, end) in which firmware may place 64-bit BARs: it begins sooner above memory than we would."""
+    return above(end), pci_mmio64(end)[1]
 
 
 def virtio_mmio(index: int) -> tuple[GuestAddress, int]:

@@ -83,7 +83,7 @@ def _table(rows: _Rows, digits: int) -> list[str]:
 
 def markdown() -> str:
     """The whole document."""
-    mmio64 = f"{pc.PCI_MMIO64_SIZE >> 30} GiB from the higher of {pc.PCI_MMIO64_MIN >> 30} GiB and the end of RAM"
+    mmio64 = f"{pc.PCI_MMIO64_SIZE >> 30} GiB from the higher of {pc.PCI_MMIO64_MIN >> 30} GiB and the end of memory"
     lines = [
         "# The address map of a unikvm guest",
         "",
@@ -95,6 +95,7 @@ def markdown() -> str:
         *_table(memory_ranges(), 8),
         "",
         f"RAM beyond {pc.LOW_RAM_END >> 30} GiB goes on at {pc.HIGH_MEMORY >> 30} GiB.",
+        "Memory that can be plugged in (`--mem ...,max=`), then each image (`--pmem`), begins at the next whole GiB.",
         f"The PCI window for 64-bit BARs is {mmio64} rounded up to 1 GiB.",
         "",
         "## Ports",
