@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,31 @@ def test_a_named_guest_is_seen_asked_and_stopped(guests: Guests) -> None:
     assert (stopped.returncode, stopped.stderr) == (0, "")
     assert process.wait(SECONDS) == 0
     assert "no guest runs" in guests.ask("list").stderr
+
+
+def test_memory_is_taken_and_given_by_name(guests: Guests) -> None:
+    """As the guest says itself when it is asked for `stat`."""
+    guests.start("-n", "lab", "-m", "192M,balloon,max=448M", "--", "sleep", "1000")
+    guests.wait_for("lab")
+
+    def wait_until(there: str, least: int, most: int) -> None:
+        deadline = time.monotonic() + SECONDS
+        memory: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            memory = json.loads(guests.ask("stat", "lab", "--json").stdout)["memory now"]
+            said = memory["in the guest"]
+            if memory["there"] == there and "total" in said and least <= int(said["total"].rstrip("M")) <= most:
+                return
+            time.sleep(0.2)
+        raise AssertionError(memory)
+
+    wait_until("192M", 140, 192)
+    assert guests.ask("set", "lab", "mem=448M").returncode == 0
+    wait_until("448M", 396, 448)
+    assert guests.ask("set", "lab", "mem=160M").returncode == 0
+    wait_until("160M", 108, 160)
+    refused = guests.ask("set", "lab", "mem=1G")
+    assert "the guest's memory goes from 16M to 448M, not to 1G" in refused.stderr
 
 
 def test_the_name_of_a_killed_front_end_is_free(guests: Guests) -> None:

@@ -42,7 +42,12 @@ def add(plan: Plan, args: Any) -> Plan:
         raise CannotRun(
             "a payload has no files and no users", hint="--root, --rwdir, --user, --env and --cwd: for Linux"
         )
-    root = _directory("--root", args.root) if args.root else None
+    image = bool(args.root) and os.path.isfile(args.root)
+    if image:
+        from unikvm.cli.memory import with_root
+
+        plan = with_root(plan, args.root)
+    root = _directory("--root", args.root) if args.root and not image else None
     exports = [Export(ROOT_TAG, root, "/", True)] if root else []
     for number, text in enumerate(args.rwdir):
         exports.append(_rwdir(number, text, root))
@@ -106,6 +111,10 @@ def guest_modules(plan: Plan, release: str, modules: str) -> tuple[str, ...]:
 def mounts(plan: Plan) -> list[tuple[str, ...]]:
     """What init is asked for before the command: the root first."""
     steps: list[tuple[str, ...]] = []
+    if plan.root_type:
+        from unikvm.cli.memory import root_request
+
+        steps.append(root_request(plan))
     for export in plan.exports:
         if plan.fstype == "9p":
             from unikvm.vhost import ninep

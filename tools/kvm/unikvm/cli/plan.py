@@ -8,7 +8,7 @@ import sys
 
 from unikvm.arch.x86_64.topology import XAPIC_IDS, Topology
 from unikvm.errors import CannotRun
-from unikvm.machine.config import Config, Disk, Firmware, Net
+from unikvm.machine.config import Config, Disk, Firmware, Net, Pmem
 from unikvm.record import Record
 from unikvm.units import parse_size
 
@@ -52,6 +52,7 @@ class Plan(Record):
     shares: tuple[str, ...] = ()
     exports: tuple[Export, ...] = ()
     fstype: str = "virtiofs"  # of the exports, or 9p
+    root_type: str = ""  # the file system on the guest's root image, which is the first of its pmems
     binds: tuple[tuple[str, str], ...] = ()  # (what, where) in the guest, once its root is there
     cwd: str = "/"  # of the command, as are the next two
     env: tuple[str, ...] | None = None  # NAME=VALUE; None: what the terminal needs
@@ -78,6 +79,7 @@ def load(text: str) -> Plan:
         config["topology"] = Topology(**config["topology"])
     config["pin"] = tuple(config["pin"])
     disks = tuple(Disk(**disk) for disk in config.pop("disks"))
+    config["pmems"] = tuple(Pmem(**pmem) for pmem in config["pmems"])
     fields["exports"] = tuple(Export(**export) for export in fields["exports"])
     fields["binds"] = tuple((what, where) for what, where in fields["binds"])
     for name in ("command", "shares", "env"):
@@ -96,7 +98,7 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         kernel=spec or "",
         initrd=args.initrd,
         cmdline=args.append,
-        memory=parse_size(args.mem),
+        memory=parse_size(args.mem.partition(",")[0]),
         **_cpus(args.cpus),
         disks=disks,
         console=console,
@@ -131,6 +133,10 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         from unikvm.cli.firmware import add as add_firmware
 
         plan = add_firmware(plan, args)
+    if "," in args.mem or args.pmem:
+        from unikvm.cli.memory import add as add_memory
+
+        plan = add_memory(plan, args)
     if args.net != "none" or args.forward:
         from unikvm.cli.network import add as add_net
 
@@ -217,6 +223,11 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
             from unikvm.cli import agent
 
             optional += agent.GUEST_MODULES
+        if plan.config.balloon or plan.config.max_memory or plan.config.pmems:
+            from unikvm.cli.memory import optional_modules, root_modules
+
+            modules += root_modules(plan)
+            optional += optional_modules(plan)
         initrd = guest_initramfs(
             found, init=init_binary(), base=plan.config.initrd, modules=modules, optional=optional, progress=tell
         )
@@ -257,6 +268,10 @@ def command_line(plan: Plan, own_init: bool) -> str:
         from unikvm.cli.agent import GUEST_WORD
 
         words.append(GUEST_WORD)
+    if plan.config.max_memory:
+        from unikvm.cli.memory import HOTPLUG_WORD
+
+        words.append(HOTPLUG_WORD)
     if plan.command:
         words += ["oops=panic", "unikvm.ctl"]
     if plan.config.cmdline:

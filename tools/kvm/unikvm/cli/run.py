@@ -34,7 +34,8 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("-k --kernel", "KERNEL", None, "str", "path, .deb, build tree or Debian package (default: Debian's cloud kernel)"),
     ("-i --initrd", "FILE", None, "str", "initramfs (default: a small one with busybox)"),
     ("-p --append", "ARGS", "", "str", "more for the kernel's command line"),
-    ("-m --mem", "SIZE", "256M", "str", "memory, 512M or 2G (default: 256M)"),
+    ("-m --mem", "SIZE", "256M", "str", "memory, 2G[,balloon][,max=8G][,hugepages] (default: 256M)"),
+    ("--pmem", "FILE", None, "list", "image as memory, FILE[,ro][,cow], /dev/pmem0 in the guest; repeatable"),
     ("-c --cpus", "N", "1", "str", "vCPUs, 1 to 255, N[,max=N][,sockets=N][,cores=N][,threads=N][,model=M][,pin=LIST]"),
     (
         "-d --disk",
@@ -50,7 +51,7 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
     ("--host", "WHERE", "auto", "str", "auto, local (this machine) or vm (default: auto)"),
     ("--host-kernel", "SPEC", None, "str", "kernel of the host VM (default: Debian's)"),
     ("--share", "DIR", None, "list", "directory that a host VM may write to; repeatable"),
-    ("--root", "DIR", None, "dir", "DIR (default: /) as the guest's root; what it writes there is forgotten"),
+    ("--root", "DIR", None, "dir", "DIR (default: /) or image as the root; what is written there is forgotten"),
     ("--rwdir", "DIR", None, "list", "directory that the guest writes to, DIR or GUEST=HOST; repeatable"),
     (
         "--net",

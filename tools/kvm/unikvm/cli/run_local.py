@@ -113,7 +113,7 @@ def _directories(plan: Plan) -> tuple[VirtioDevice, ...]:
 
 
 def _mounts(plan: Plan) -> list[tuple[str, ...]]:
-    if not plan.exports:
+    if not plan.exports and not plan.root_type:
         return []
     from unikvm.cli.directories import mounts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 
 from unikvm.cli import reach
 from unikvm.cli.outcome import save_result
@@ -20,6 +21,7 @@ from unikvm.images.artifacts import LAUNCHER, init_binary, kernel_half
 from unikvm.images.kernel import find_kernel
 from unikvm.observe.reasons import module_parameters
 from unikvm.release import release
+from unikvm.units import GIB
 
 RESULT = "/run/unikvm-result.json"  # in the host VM
 
@@ -29,6 +31,10 @@ def run(plan: Plan) -> int:
     # What the guest writes through its directory goes through the host VM.
     plan = plan.replace(shares=(*plan.shares, *(export.path for export in plan.exports if not export.readonly)))
     _warn_about_disks(plan)
+    if plan.config.pmems:
+        from unikvm.cli.memory import check_writable
+
+        check_writable(plan)
     progress = Progress(plan)
     kernel = find_kernel(plan.host_kernel, progress=progress.say)
     modules: tuple[str, ...] = ()
@@ -37,6 +43,10 @@ def run(plan: Plan) -> int:
 
         modules = HOST_MODULES
     config = HostConfig(kernel=kernel, init=init_binary(), shares=plan.shares, modules=modules)
+    if max(plan.config.memory, plan.config.max_memory) > config.memory - GIB // 2:
+        from unikvm.cli.memory import host_memory
+
+        config = replace(config, memory=host_memory(plan.config))
     plan = plan.replace(release=release())
     name = reach.claim(plan)
     try:
@@ -104,6 +114,10 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
         from unikvm.hostvm.quirks import before_firmware
 
         before_firmware(host, uefi=is_uefi(plan.config.firmware))
+    if plan.config.hugepages:
+        from unikvm.cli.memory import set_aside_in
+
+        set_aside_in(host, plan.config)
     inner = plan.replace(result=RESULT if plan.result else None)
     if name is not None:
         if plan.own_init:

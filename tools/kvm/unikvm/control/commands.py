@@ -42,14 +42,16 @@ class MachineCommands:
         self._settings: dict[str, Callable[[str], object]] = {"cpus": plugging.cpus}
         server.command("attach", plugging.attach)
         server.command("detach", plugging.detach)
+        if machine.parts.ram is not None:
+            self._settings["mem"] = machine.resize
         server.command("stat", self.stat)
         server.command("stop", self.stop)
         server.command("set", self.set)
 
-    def stat(self, _arguments: dict[str, Any]) -> dict[str, object]:
+    def stat(self, _arguments: dict[str, Any]) -> object:
         """What runs, and for how long (seconds)."""
         config, vcpus = self._machine.config, self._machine.cpus()
-        return {
+        facts = {
             **self._facts,
             "host": os.uname().release,
             "seconds": round(time.monotonic() - self._began, 1),
@@ -59,6 +61,12 @@ class MachineCommands:
             "devices": self._machine.devices(),
             "kernel half": self._machine.kernel_half,
         }
+        ram = self._machine.parts.ram
+        if ram is None:
+            return facts
+        from unikvm.control import memory
+
+        return memory.stat(self._machine, ram, facts)
 
     def stop(self, arguments: dict[str, Any]) -> dict[str, object]:
         """End the guest at once, as Ctrl-A x does; with `power`, press its power button instead."""

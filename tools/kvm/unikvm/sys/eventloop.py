@@ -29,6 +29,11 @@ class Timer:
     def cancel(self) -> None:
         self._callback = None
 
+    @property
+    def pending(self) -> bool:
+        """Whether it was neither called nor cancelled."""
+        return self._callback is not None
+
     def fire(self) -> None:
         callback, self._callback = self._callback, None
         if callback is not None:
