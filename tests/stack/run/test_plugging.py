@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stack.run.hosted import run, sh
+from stack.run.hosted import RUN, run, sh
 from unikvm.hostvm.host import HostVm
 from unikvm.images.artifacts import LAUNCHER, init_binary
 from unikvm.images.guest import guest_initramfs
@@ -15,6 +15,7 @@ from unikvm.images.vmlinux import vmlinux
 
 SECONDS = 240.0
 ROUNDS = 20
+MANY = 16
 
 
 def image(share: Path, name: str) -> Path:
@@ -41,6 +42,13 @@ def test_the_guest_sees_sockets_cores_and_threads(host: HostVm) -> None:
     assert lines[4:6] == ["2-3", "2-3"]
     # L1 data, L1 instruction, L2. Of the third level Linux believes of this CPU that eight IDs share one.
     assert lines[6:9] == ["0-1"] * 3
+
+
+def test_a_guest_with_many_cpus(host: HostVm) -> None:
+    """As many as a host VM with one CPU boots in a minute; all 255 are payloads/test_boot.py's."""
+    options = ("--timeout", "200", "-c", f"{MANY},sockets=2", "-m", "512M")
+    done = host.exec([*RUN, *options, "--", "nproc"], timeout=SECONDS)
+    assert (done.status, done.stdout.decode()) == (0, f"{MANY}\n"), done.stderr.decode()
 
 
 def test_a_model_hides_what_is_beyond_it(host: HostVm) -> None:
