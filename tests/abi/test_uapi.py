@@ -58,7 +58,7 @@ def test_layouts_and_values(name: str) -> None:
         elif isinstance(value, int) and tag.isupper() and tag != "TYPE_CHECKING" and not tag.endswith("_OFFSET"):
             suffix = "" if value < 0 else "ull"
             claims += [f"#ifdef {tag}", f'_Static_assert({tag} == {value}{suffix}, "{tag}");', "#endif"]
-    assert len(claims) > 10  # the smallest header has a handful of them
+    assert len(claims) >= 6  # virtio_vsock: three for each of two values
     done = compile_c([*head, *claims])
     assert not done.returncode, done.stderr
 
