@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unikvm.cli import directories, network
+from unikvm.cli.options import directories, network
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
 from unikvm.images.artifacts import init_binary

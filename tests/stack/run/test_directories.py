@@ -11,7 +11,7 @@ import pytest
 
 from stack.run import hosted
 from stack.run.hosted import command, run, sh
-from unikvm.cli.directories import GUEST_MODULES_9P
+from unikvm.cli.options.directories import GUEST_MODULES_9P
 from unikvm.errors import CANNOT_RUN
 from unikvm.hostvm.host import HostVm
 from unikvm.images.artifacts import init_binary

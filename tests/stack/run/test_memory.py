@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from unikvm.cli.memory import BALLOON_MODULES, HOTPLUG_MODULES, PMEM_MODULES
+from unikvm.cli.options.memory import BALLOON_MODULES, HOTPLUG_MODULES, PMEM_MODULES
 from unikvm.errors import CANNOT_RUN
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import Exit, HostVm

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from unikvm.cli.disks import parse_disk
 from unikvm.cli.main import COMMANDS, main, split_command, usage
+from unikvm.cli.options.disks import parse_disk
 from unikvm.cli.outcome import save_result
 from unikvm.cli.parser import command_parser
 from unikvm.errors import CANNOT_RUN, CannotRun

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from unikvm.cli.disks import parse_disk
+from unikvm.cli.options.disks import parse_disk
 from unikvm.control import client
 from unikvm.errors import CannotRun
 
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
         disk = parse_disk(text)
         devices.append({"disk": disk.replace(path=os.path.abspath(disk.path)).asdict()})
     if args.net or args.forward:
-        from unikvm.cli.network import parse
+        from unikvm.cli.options.network import parse
 
         devices.append({"net": parse(args.net or "none", tuple(args.forward)).asdict()})
     if not devices:

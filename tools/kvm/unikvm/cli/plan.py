@@ -130,19 +130,19 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         shares=tuple(os.path.abspath(share) for share in args.share),
     )
     if args.firmware:
-        from unikvm.cli.firmware import add as add_firmware
+        from unikvm.cli.options.firmware import add as add_firmware
 
         plan = add_firmware(plan, args)
     if "," in args.mem or args.pmem:
-        from unikvm.cli.memory import add as add_memory
+        from unikvm.cli.options.memory import add as add_memory
 
         plan = add_memory(plan, args)
     if args.net != "none" or args.forward:
-        from unikvm.cli.network import add as add_net
+        from unikvm.cli.options.network import add as add_net
 
         plan = add_net(plan, args)
     if args.root or args.rwdir or args.user or args.env or args.cwd:
-        from unikvm.cli.directories import add
+        from unikvm.cli.options.directories import add
 
         plan = add(plan, args)
     _check(plan)
@@ -152,7 +152,7 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
 def _cpus(text: str) -> dict[str, Any]:
     if text.isdecimal():
         return {"cpus": int(text)}
-    from unikvm.cli.cpus import parse
+    from unikvm.cli.options.cpus import parse
 
     return parse(text)
 
@@ -209,12 +209,12 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
         modules: tuple[str, ...] = MODULES
         optional: tuple[str, ...] = OPTIONAL_MODULES
         if plan.exports:
-            from unikvm.cli.directories import guest_modules, with_modules
+            from unikvm.cli.options.directories import guest_modules, with_modules
 
             plan = with_modules(plan, found.release, found.modules, tell)
             modules += guest_modules(plan, found.release, found.modules)
         if plan.config.net is not None or plan.config.hotplug:
-            from unikvm.cli import network
+            from unikvm.cli.options import network
 
             if plan.config.net is not None:
                 modules += network.GUEST_MODULES
@@ -224,7 +224,7 @@ def _with_linux(plan: Plan, spec: str | None) -> Plan:
 
             optional += agent.GUEST_MODULES
         if plan.config.balloon or plan.config.max_memory or plan.config.pmems:
-            from unikvm.cli.memory import optional_modules, root_modules
+            from unikvm.cli.options.memory import optional_modules, root_modules
 
             modules += root_modules(plan)
             optional += optional_modules(plan)
@@ -261,7 +261,7 @@ def command_line(plan: Plan, own_init: bool) -> str:
     if plan.config.all_topology.last_id >= XAPIC_IDS:
         words.append(f"irqaffinity=0-{_last_short_id(plan.config)}")
     if own_init and plan.config.net is not None:
-        from unikvm.cli.network import guest_words
+        from unikvm.cli.options.network import guest_words
 
         words += guest_words(plan.config.net)
     if own_init and plan.reachable:
@@ -269,7 +269,7 @@ def command_line(plan: Plan, own_init: bool) -> str:
 
         words.append(GUEST_WORD)
     if plan.config.max_memory:
-        from unikvm.cli.memory import HOTPLUG_WORD
+        from unikvm.cli.options.memory import HOTPLUG_WORD
 
         words.append(HOTPLUG_WORD)
     if plan.command:

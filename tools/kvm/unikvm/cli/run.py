@@ -169,7 +169,7 @@ def main(args: Options | Namespace) -> int:
         return run(load(args.prepared))
     disks: tuple[Disk, ...] = ()
     if args.disk:
-        from unikvm.cli.disks import parse_disk
+        from unikvm.cli.options.disks import parse_disk
 
         disks = tuple(parse_disk(text) for text in args.disk)
     plan = make_plan(args, disks)

@@ -107,7 +107,7 @@ def _environment(plan: Plan) -> dict[str, str]:
 def _directories(plan: Plan) -> tuple[VirtioDevice, ...]:
     if not plan.exports:
         return ()
-    from unikvm.cli.directories import devices
+    from unikvm.cli.options.directories import devices
 
     return devices(plan, _teller(plan))
 
@@ -115,7 +115,7 @@ def _directories(plan: Plan) -> tuple[VirtioDevice, ...]:
 def _mounts(plan: Plan) -> list[tuple[str, ...]]:
     if not plan.exports and not plan.root_type:
         return []
-    from unikvm.cli.directories import mounts
+    from unikvm.cli.options.directories import mounts
 
     return mounts(plan)
 

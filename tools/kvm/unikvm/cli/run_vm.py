@@ -32,19 +32,19 @@ def run(plan: Plan) -> int:
     plan = plan.replace(shares=(*plan.shares, *(export.path for export in plan.exports if not export.readonly)))
     _warn_about_disks(plan)
     if plan.config.pmems:
-        from unikvm.cli.memory import check_writable
+        from unikvm.cli.options.memory import check_writable
 
         check_writable(plan)
     progress = Progress(plan)
     kernel = find_kernel(plan.host_kernel, progress=progress.say)
     modules: tuple[str, ...] = ()
     if plan.config.net is not None and plan.config.net.kind == "tap":
-        from unikvm.cli.network import HOST_MODULES
+        from unikvm.cli.options.network import HOST_MODULES
 
         modules = HOST_MODULES
     config = HostConfig(kernel=kernel, init=init_binary(), shares=plan.shares, modules=modules)
     if max(plan.config.memory, plan.config.max_memory) > config.memory - GIB // 2:
-        from unikvm.cli.memory import host_memory
+        from unikvm.cli.options.memory import host_memory
 
         config = replace(config, memory=host_memory(plan.config))
     plan = plan.replace(release=release())
@@ -110,12 +110,12 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
     elif plan.config.kernel_half:
         progress.say(f"no kernel half for {host.config.kernel.release}: going on without (make build builds it)")
     if plan.config.firmware is not None:
-        from unikvm.cli.firmware import is_uefi
+        from unikvm.cli.options.firmware import is_uefi
         from unikvm.hostvm.quirks import before_firmware
 
         before_firmware(host, uefi=is_uefi(plan.config.firmware))
     if plan.config.hugepages:
-        from unikvm.cli.memory import set_aside_in
+        from unikvm.cli.options.memory import set_aside_in
 
         set_aside_in(host, plan.config)
     inner = plan.replace(result=RESULT if plan.result else None)

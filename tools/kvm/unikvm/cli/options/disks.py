@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from unikvm.cli.values import split
+from unikvm.cli.options.values import split
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Disk, format_of
 

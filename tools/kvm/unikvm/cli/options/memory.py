@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
+from unikvm.cli.options.values import split
 from unikvm.cli.plan import Plan
-from unikvm.cli.values import split
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Config, Pmem
 from unikvm.units import GIB, parse_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from unikvm.arch.x86_64.topology import Topology
-from unikvm.cli.cpus import parse
+from unikvm.cli.options.cpus import parse
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from unikvm.cli import network
+from unikvm.cli.options import network
 from unikvm.cli.plan import Plan, command_line, load
 from unikvm.cli.run import quick_parse
 from unikvm.errors import CannotRun

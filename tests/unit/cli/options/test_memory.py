@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unikvm.cli import directories, memory
+from unikvm.cli.options import directories, memory
 from unikvm.cli.plan import Plan, command_line, load
 from unikvm.cli.run import quick_parse
 from unikvm.errors import CannotRun

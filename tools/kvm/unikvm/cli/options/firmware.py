@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 
+from unikvm.cli.options.values import split
 from unikvm.cli.plan import Plan, say
-from unikvm.cli.values import split
 from unikvm.errors import CannotRun
 from unikvm.images.firmware import find_firmware, fresh_copy
 from unikvm.machine.config import Firmware

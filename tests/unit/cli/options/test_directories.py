@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unikvm.cli import directories
-from unikvm.cli.directories import mounts
+from unikvm.cli.options import directories
+from unikvm.cli.options.directories import mounts
 from unikvm.cli.plan import Export, Plan, load
 from unikvm.cli.run import Options, quick_parse
 from unikvm.errors import CannotRun

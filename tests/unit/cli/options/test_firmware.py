@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from unikvm.arch.x86_64.topology import Topology
-from unikvm.cli import firmware
+from unikvm.cli.options import firmware
 from unikvm.cli.plan import Plan, load, make_plan
 from unikvm.cli.run import quick_parse
 from unikvm.errors import CannotRun

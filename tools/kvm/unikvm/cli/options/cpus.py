@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from unikvm.arch.x86_64.topology import Topology
-from unikvm.cli.values import split
+from unikvm.cli.options.values import split
 from unikvm.errors import CannotRun
 
 TYPE_CHECKING = False

@@ -44,7 +44,7 @@ def add(plan: Plan, args: Any) -> Plan:
         )
     image = bool(args.root) and os.path.isfile(args.root)
     if image:
-        from unikvm.cli.memory import with_root
+        from unikvm.cli.options.memory import with_root
 
         plan = with_root(plan, args.root)
     root = _directory("--root", args.root) if args.root and not image else None
@@ -112,7 +112,7 @@ def mounts(plan: Plan) -> list[tuple[str, ...]]:
     """What init is asked for before the command: the root first."""
     steps: list[tuple[str, ...]] = []
     if plan.root_type:
-        from unikvm.cli.memory import root_request
+        from unikvm.cli.options.memory import root_request
 
         steps.append(root_request(plan))
     for export in plan.exports:

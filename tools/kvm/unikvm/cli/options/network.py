@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from unikvm.cli.options.values import split
 from unikvm.cli.plan import Plan
-from unikvm.cli.values import split
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Net
 from unikvm.vhost.passt import parse_forward
