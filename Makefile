@@ -6,13 +6,14 @@ CMD =
 MEM =
 CPUS =
 HOST = auto
+PARTS =
 V = 0
 
 PYTHON = build/venv/bin/python3
 TESTS = tests
 
 # What the user typed reaches the shell as variables, so that no quote or semicolon in it is the shell's.
-export KERNEL HOST_KERNEL CMD MEM CPUS HOST V
+export KERNEL HOST_KERNEL CMD MEM CPUS HOST PARTS V
 
 .PHONY: help setup build kvm-run test check bench clean
 .DEFAULT_GOAL = help
@@ -32,6 +33,7 @@ help:
 	@echo 'CMD=           command to run in the guest instead of a shell'
 	@echo 'MEM= CPUS=     memory (512M, 2G) and CPUs of the guest'
 	@echo 'HOST=          auto, local (this machine) or vm (a host VM)'
+	@echo 'PARTS=         of make bench: payload boot memory exits bisect block console network files'
 	@echo 'V=1            show every step and its seconds'
 
 setup:
@@ -63,7 +65,7 @@ check:
 bench:
 	@scripts/bootstrap test
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) tests/bench/run.py
+	@$(PYTHON) tests/bench/run.py $$PARTS
 
 clean:
 	@rm -rf build
