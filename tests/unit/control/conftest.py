@@ -1,26 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A running event loop, and a runtime directory of the test's own."""
+"""A runtime directory of the test's own."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from unikvm.sys.eventloop import EventLoop
-
-
-@pytest.fixture
-def loop() -> Iterator[EventLoop]:
-    loop = EventLoop()
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield loop
-    loop.stop()
-    thread.join()
-    loop.close()
 
 
 @pytest.fixture

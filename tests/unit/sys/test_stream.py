@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,17 +13,6 @@ from unikvm.sys.eventloop import EventLoop
 from unikvm.sys.stream import Stream, splice
 
 SIZE = 3_000_001
-
-
-@pytest.fixture
-def loop() -> Iterator[EventLoop]:
-    loop = EventLoop()
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield loop
-    loop.stop()
-    thread.join()
-    loop.close()
 
 
 def read_all(sock: socket.socket) -> bytes:
