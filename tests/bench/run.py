@@ -19,7 +19,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(TREE / "tests"), str(TREE / "tools/kvm")]
 
-from bench import speed  # noqa: E402
+from bench import speed, starts  # noqa: E402
 from bench.hosts import QEMU_KVM, Figures, Guest, built, host_config, in_host, load_kernel_half, python_in, say  # noqa: E402
 from unikvm.hostvm.host import HostVm, with_host  # noqa: E402
 from unikvm.images.artifacts import LAUNCHER  # noqa: E402
@@ -110,6 +110,7 @@ BENCHES = {
     "console": speed.bench_console,
     "network": speed.bench_network,
     "files": speed.bench_files,
+    "many": starts.bench_many,
 }
 
 
