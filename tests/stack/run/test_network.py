@@ -12,7 +12,7 @@ import pytest
 from stack.run import hosted
 from stack.run.hosted import command, run, sh
 from unikvm.errors import CANNOT_RUN
-from unikvm.hostvm.host import HostVm
+from unikvm.hostvm.host import Exit, HostVm
 
 SIZE = 3_000_000  # of the file that is fetched
 
@@ -78,7 +78,33 @@ for _ in range(60):
 """
 
 
+@pytest.fixture
+def without_passt(host: HostVm) -> Iterator[None]:
+    assert sh(host, "mv /usr/bin/passt /usr/bin/gone").status == 0
+    yield from hosted.no_orphans(host, "slirp4netns")
+    assert sh(host, "mv /usr/bin/gone /usr/bin/passt").status == 0
+
+
+@pytest.mark.usefixtures("without_passt")
+def test_slirp_where_there_is_no_passt(host: HostVm, share: Path) -> None:
+    done = ask_names_and_udp(host, share, "10.0.2.3")
+    assert b"unikvm: no passt here: the network goes by slirp4netns\n" in done.stderr
+    assert sh(host, "ls -A /tmp/unikvm-0/slirp").stdout == b""
+
+
+@pytest.mark.usefixtures("without_passt")
+def test_kill_9_of_the_front_end_leaves_no_slirp(host: HostVm) -> None:
+    """`without_passt` looks."""
+    guest = command("--net", "user", "--", "sleep", "60")
+    done = sh(host, f"{guest} & while ! pgrep slirp4netns; do sleep 0.1; done; sleep 1; kill -9 $!; wait $!")
+    assert done.status == 128 + 9
+
+
 def test_names_and_udp_with_the_hosts_root(host: HostVm, share: Path) -> None:
+    ask_names_and_udp(host, share, "10.0.2.2")
+
+
+def ask_names_and_udp(host: HostVm, share: Path, server: str) -> Exit:
     """The guest asks the host VM's name server, which listens on the loopback there; a UDP port leads to the guest."""
     for name, text in (("names", NAMES), ("guest", IN_GUEST), ("ask", ASK)):
         (share / f"{name}.py").write_text(text)
@@ -87,7 +113,8 @@ def test_names_and_udp_with_the_hosts_root(host: HostVm, share: Path) -> None:
     both = f"{{ {guest} & python3 {share}/ask.py; wait $!; }}"
     done = sh(host, f"{resolver}; python3 {share}/names.py & names=$!; {serving(f'{both}; kill $names')}")
     lines = done.stdout.decode().splitlines()[1:]
-    assert sorted(lines) == sorted(["nameserver 10.0.2.2", "200", "question", "reply"]), done.stderr
+    assert sorted(lines) == sorted([f"nameserver {server}", "200", "question", "reply"]), done.stderr
+    return done
 
 
 def test_a_forwarded_port(host: HostVm) -> None:

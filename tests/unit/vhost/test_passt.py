@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from unikvm.errors import CannotRun
-from unikvm.vhost import passt
+from unikvm.vhost import forward, passt
 
 
 def test_forwards() -> None:
-    assert passt.parse_forward("8080:80") == (False, 8080, 80)
-    assert passt.parse_forward("1:65535/tcp") == (False, 1, 65535)
-    assert passt.parse_forward("53:53/udp") == (True, 53, 53)
+    assert forward.parse_forward("8080:80") == (False, 8080, 80)
+    assert forward.parse_forward("1:65535/tcp") == (False, 1, 65535)
+    assert forward.parse_forward("53:53/udp") == (True, 53, 53)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_forwards() -> None:
 )
 def test_bad_forwards(text: str) -> None:
     with pytest.raises(CannotRun, match="no two ports"):
-        passt.parse_forward(text)
+        forward.parse_forward(text)
 
 
 def test_arguments() -> None:
@@ -49,17 +49,17 @@ def test_default_route(tmp_path: Path) -> None:
 
 def test_a_host_without_passt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CannotRun, match="needs passt"):
+    with pytest.raises(CannotRun, match="needs passt or slirp4netns"):
         passt.serve()
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [(socket.SOCK_STREAM, ""), (socket.SOCK_DGRAM, "/udp")])
 def test_a_port_that_somebody_has(kind: int, suffix: str) -> None:
     with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind((passt.LOOPBACK, 0))
+        sock.bind((forward.LOOPBACK, 0))
         if kind == socket.SOCK_STREAM:
             sock.listen()
         port = sock.getsockname()[1]
         with pytest.raises(CannotRun, match=f"port {port}: Address already in use"):
-            passt.check_free(f"{port}:80{suffix}")
-    passt.check_free(f"{port}:80{suffix}")
+            forward.check_free(f"{port}:80{suffix}")
+    forward.check_free(f"{port}:80{suffix}")

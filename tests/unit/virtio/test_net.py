@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from unikvm.errors import CannotRun
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1
 from unikvm.uapi.virtio_net import VIRTIO_NET_F_MRG_RXBUF
-from unikvm.vhost import passt
+from unikvm.vhost import forward, passt
 from unikvm.virtio.frames import MAX_FRAME, FrameStream
 from unikvm.virtio.net import MAC, RECEIVE, TRANSMIT, Net
 from unit.virtio.driver import Bench, bench
@@ -363,7 +363,7 @@ def test_passt_answers() -> None:
     """The real one, at its gateway's address; then it is killed, and started again."""
     news: list[str] = []
     backend = passt.serve(["28080:80", "28081:81/udp"])
-    with bench(Net(backend, lambda: FrameStream(backend.open()), mtu=passt.MTU, say=news.append)) as it:
+    with bench(Net(backend, lambda: FrameStream(backend.open()), mtu=forward.MTU, say=news.append)) as it:
         it.start()
         buffers = offer(it, 4, 1526)
 

@@ -85,7 +85,13 @@ def check_tools() -> list[Check]:
     storage = shutil.which("qemu-storage-daemon")
     checks.append(("storage daemon", "ok", storage) if storage else ("storage daemon", "missing", "raw disks only"))
     passt = shutil.which("passt")
-    checks.append(("passt", "ok", passt) if passt else ("passt", "missing", "no --net user"))
+    slirp = shutil.which("slirp4netns")
+    user_network = passt or slirp
+    checks.append(
+        ("user network", "ok", user_network)
+        if user_network
+        else ("user network", "missing", "no --net user: install passt")
+    )
     return checks
 
 

@@ -7,7 +7,7 @@ from unikvm.cli.options.values import split
 from unikvm.cli.plan import Plan
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Net
-from unikvm.vhost.passt import parse_forward
+from unikvm.vhost.forward import parse_forward
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
