@@ -189,6 +189,40 @@ def test_a_tap_that_is_made_for_the_run(host: HostVm, transport: str) -> None:
     assert sh(host, "test -e /sys/class/net/net7").status == 1
 
 
+CHANNELS = """\
+import ctypes, fcntl, hashlib, os, socket, struct, urllib.request
+
+GET, SET = 0x3C, 0x3D  # ETHTOOL_GCHANNELS, ETHTOOL_SCHANNELS
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def channels(command, combined=0):
+    data = (ctypes.c_uint32 * 9)(command, 0, 0, 0, 0, 0, 0, 0, combined)
+    fcntl.ioctl(sock, 0x8946, struct.pack("16sQ16x", b"eth0", ctypes.addressof(data)))  # SIOCETHTOOL
+    return data[4], data[8]
+
+
+print(*channels(GET), *sorted(os.listdir("/sys/class/net/eth0/queues")))
+for count in (1, 2):
+    channels(SET, count)
+    for _ in range(3):  # other ports of TCP, other queues
+        with urllib.request.urlopen("http://192.168.7.1:8000/big", timeout=20) as file:
+            print(channels(GET)[1], hashlib.sha256(file.read()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_a_tap_with_two_queues(host: HostVm, share: Path, transport: str) -> None:
+    """The driver takes one for each of its CPUs; with fewer, what the interface hands to the others is not lost."""
+    (share / "channels.py").write_text(CHANNELS)
+    words = ("--net", f"{TAP},queues=2", "--cpus", "2", "--root", "/", "--transport", transport)
+    done = sh(host, serving(command(*words, "--", "python3", f"{share}/channels.py")))
+    digest, first, *lines = done.stdout.decode().splitlines()
+    assert done.status == 0, done.stderr
+    assert first == "2 2 rx-0 rx-1 tx-0 tx-1"
+    assert lines == [f"{count} {digest.split()[0]}" for count in (1, 1, 1, 2, 2, 2)]
+
+
 @pytest.mark.parametrize("queues", ["", "multi_queue"])
 def test_a_tap_that_exists(host: HostVm, queues: str) -> None:
     """Its address is its owner's business. From the guest to the host VM this time."""
@@ -233,6 +267,12 @@ def test_taps_that_cannot_be_had(host: HostVm) -> None:
 
     refused("mv /dev/vhost-net /dev/gone", "modprobe vhost_net", "mv /dev/gone /dev/vhost-net")
     refused("mv /dev/net/tun /dev/gone", "modprobe tun", "mv /dev/gone /dev/net/tun")
+    done = sh(host, "ip tuntap add net9 mode tap")
+    assert done.status == 0, done.stderr
+    done = run(host, "--net", "tap=net9,queues=2", "--", "true")
+    assert done.status == CANNOT_RUN
+    assert b"not made for so many queues (ip tuntap add net9 mode tap multi_queue" in done.stderr
+    assert sh(host, "ip tuntap del net9 mode tap").status == 0
     refused("ip link set lo down; ip link set lo name net9", "has to be a tap")
     assert sh(host, "ip link set net9 down; ip link set net9 name lo; ip link set lo up").status == 0
 

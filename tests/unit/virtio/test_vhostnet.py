@@ -18,7 +18,17 @@ from unikvm.uapi.virtio import (
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,
 )
-from unikvm.uapi.virtio_net import VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF
+from unikvm.uapi.virtio_net import (
+    VIRTIO_NET_CTRL_MQ,
+    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+    VIRTIO_NET_ERR,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_OK,
+)
+from unikvm.virtio.state import NetState
 from unikvm.virtio.vhostnet import VhostNet
 from unit.virtio.driver import Bench, bench
 
@@ -34,14 +44,19 @@ TAP_FD = 77
 
 class FakeTap:
     name = "tap0"
-    fd = TAP_FD
 
-    def __init__(self) -> None:
+    def __init__(self, queues: int = 1) -> None:
+        self.fds = [TAP_FD + number for number in range(queues)]
+        self.enabled = set(range(queues))
         self.offloads = -1
         self.closed = 0
 
     def set_offloads(self, bits: int) -> None:
         self.offloads = bits
+
+    def enable(self, index: int, on: bool) -> None:
+        assert (index in self.enabled) != on
+        self.enabled ^= {index}
 
     def close(self) -> None:
         self.closed += 1
@@ -107,7 +122,7 @@ def kernel() -> FakeKernel:
 
 @pytest.fixture
 def net(tap: FakeTap, kernel: Any) -> Iterator[Bench]:
-    with bench(VhostNet(tap, kernel, mac=MAC)) as it:
+    with bench(VhostNet(tap, [kernel], mac=MAC)) as it:
         yield it
 
 
@@ -185,8 +200,120 @@ def test_snapshot(net: Bench, kernel: FakeKernel) -> None:
     assert kernel.rings[0]["base"] == 5
 
 
+PAIRS = 3
+CONTROL = 2 * PAIRS
+
+
+@pytest.fixture
+def taps() -> FakeTap:
+    return FakeTap(PAIRS)
+
+
+@pytest.fixture
+def kernels() -> list[Any]:
+    return [FakeKernel() for _ in range(PAIRS)]
+
+
+@pytest.fixture
+def several(taps: FakeTap, kernels: list[Any]) -> Iterator[Bench]:
+    with bench(VhostNet(taps, kernels, mac=MAC)) as it:
+        yield it
+
+
+def ask(net: Bench, request: bytes, *, control: int = CONTROL) -> int:
+    """What the device answers to a command."""
+    answer = net.buffer(b"\xff")
+    net.rings[control].add([net.buffer(request[:2]), net.buffer(request[2:])], [answer])
+    net.kick(control)
+    assert net.rings[control].take_used()[0][1] == 1
+    return net.memory.view(answer[0], 1)[0]
+
+
+def pairs(count: int) -> bytes:
+    return bytes([VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET]) + count.to_bytes(2, "little")
+
+
+def in_use(taps: FakeTap, kernels: list[Any]) -> int:
+    """How many pairs of queues the interface and the kernel move frames through."""
+    count = len(taps.enabled)
+    assert taps.enabled == set(range(count))
+    for number, kernel in enumerate(kernels):
+        assert kernel.served == ({0: TAP_FD + number, 1: TAP_FD + number} if number < count else {})
+    return count
+
+
+def test_pairs_of_queues(several: Bench, taps: FakeTap, kernels: list[Any]) -> None:
+    """One at first (§5.1.6.5.5), then as many as the driver says."""
+    assert int.from_bytes(several.device.config[8:10], "little") == PAIRS
+    several.start()
+    assert in_use(taps, kernels) == 1
+    for count in (PAIRS, 2, 1, 2, 2):
+        assert ask(several, pairs(count)) == VIRTIO_NET_OK
+        assert in_use(taps, kernels) == count
+    assert kernels[1].rings[1]["base"] == 6, "a ring goes on where it stopped"
+    ring = several.rings[3]
+    assert kernels[1].rings[1]["descriptors"] == several.memory.host_address(ring.desc)
+    os.read(kernels[1].fds["kick", 1], 8)  # it was rung, for what came before
+    several.device.reset()
+    assert not any(kernel.served for kernel in kernels)
+    several.start()
+    assert in_use(taps, kernels) == 1
+
+
+@pytest.mark.parametrize(
+    "request_", [pairs(0), pairs(PAIRS + 1), pairs(0xFFFF), pairs(2)[:3], pairs(2) + b"\0", b"\x04\x01\x02\0", bytes(4)]
+)
+def test_what_the_driver_cannot_have(several: Bench, taps: FakeTap, kernels: list[Any], request_: bytes) -> None:
+    several.start()
+    assert ask(several, request_) == VIRTIO_NET_ERR
+    assert in_use(taps, kernels) == 1
+    assert not several.device.status & VIRTIO_CONFIG_S_NEEDS_RESET
+
+
+def test_a_command_without_room_for_its_answer(several: Bench, kernels: list[Any]) -> None:
+    several.start()
+    several.rings[CONTROL].add([several.buffer(pairs(2))], [])
+    several.kick(CONTROL)
+    assert several.device.status & VIRTIO_CONFIG_S_NEEDS_RESET
+    assert not any(kernel.served for kernel in kernels)
+
+
+def test_a_driver_of_one_pair(several: Bench, taps: FakeTap, kernels: list[Any]) -> None:
+    """Without MQ the control queue is the third one (§5.1.2), and there is nothing to command."""
+    several.start(several.device.offered & ~(1 << VIRTIO_NET_F_MQ))
+    assert ask(several, pairs(2), control=2) == VIRTIO_NET_ERR
+    assert in_use(taps, kernels) == 1
+    several.device.reset()
+    several.start()
+    assert ask(several, pairs(3)) == VIRTIO_NET_OK
+    assert in_use(taps, kernels) == 3
+
+
+def test_an_interface_that_does_not_change(several: Bench, taps: FakeTap, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_index: int, _on: bool) -> None:
+        raise OSError(22, os.strerror(22))
+
+    several.start()
+    monkeypatch.setattr(taps, "enable", refuse)
+    several.rings[CONTROL].add([several.buffer(pairs(2))], [several.buffer(1)])
+    several.kick(CONTROL)
+    assert several.device.status & VIRTIO_CONFIG_S_NEEDS_RESET
+
+
+def test_snapshot_of_several_pairs(several: Bench, taps: FakeTap, kernels: list[Any]) -> None:
+    several.start()
+    ask(several, pairs(2))
+    state = several.device.save()
+    assert state.device == NetState(pairs=2)
+    assert in_use(taps, kernels) == 2
+    several.device.restore(state)
+    assert in_use(taps, kernels) == 2
+    assert ask(several, pairs(3)) == VIRTIO_NET_OK
+    assert in_use(taps, kernels) == 3
+
+
 def test_both_descriptors_are_closed_once(tap: FakeTap, kernel: Any) -> None:
-    device = VhostNet(tap, kernel, mac=MAC)
+    device = VhostNet(tap, [kernel], mac=MAC)
     with bench(device) as it:
         it.start()
     device.discard()
@@ -196,7 +323,7 @@ def test_both_descriptors_are_closed_once(tap: FakeTap, kernel: Any) -> None:
 def test_a_kernel_that_is_too_old(tap: FakeTap) -> None:
     old: Any = FakeKernel(features=0)
     with pytest.raises(CannotRun, match="devices from before virtio"):
-        VhostNet(tap, old, mac=MAC)
+        VhostNet(tap, [old], mac=MAC)
 
 
 @pytest.mark.parametrize("name", ["sixteen-letters-", "a/b"])

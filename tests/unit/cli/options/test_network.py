@@ -40,6 +40,7 @@ def test_tap() -> None:
     assert "unikvm.net=192.168.7.2/16,192.168.7.1" in command_line(plan, True).split()
     assert added("--net", "tap").config.net == Net("tap")
     assert added("--net", "tap,ip=10.0.0.1").config.net == Net("tap", address="10.0.0.1/24")
+    assert added("--net", "tap=tap7,queues=4").config.net == Net("tap", name="tap7", queues=4)
     assert "unikvm.net=dhcp" in command_line(added("--net", "tap=br7"), True).split()
 
 
@@ -61,6 +62,10 @@ def test_hub() -> None:
         (("--net", "tap,ip=1.2.3.4/33"), "no address"),
         (("--net", "tap,gw=1.2.3.4"), "a router without"),
         (("--net", "tap,mac=0"), "not understood"),
+        (("--net", "tap,queues=x"), "a tap has queues=N"),
+        (("--net", "tap,queues=0"), "0 queues are not possible"),
+        (("--net", "tap,queues=9"), "9 queues are not possible"),
+        (("--net", "hub=lab,queues=2"), "a tap has queues=N"),
         (("--net", "tap", "--forward", "1:2"), "is for --net user"),
         (("--net", "user", "--forward", "x"), "no two ports"),
         (("--forward", "1:2"), "is for --net user"),

@@ -58,7 +58,7 @@ OPTIONS: tuple[tuple[str, str, str | int | float | None, str, str], ...] = (
         "KIND",
         "none",
         "str",
-        "user (no privileges), tap[=NAME] or hub=NAME, both [,ip=A/BITS][,gw=A]; none (default)",
+        "user, tap[=NAME][,queues=N] or hub=NAME, both [,ip=A/BITS][,gw=A]; none (default)",
     ),
     ("--forward", "H:G", None, "list", "with --net user: port H of the host is the guest's G; H:G/udp; repeatable"),
     ("--cwd", "DIR", None, "str", "CMD's working directory in the guest (default with --root: this one)"),

@@ -294,13 +294,16 @@ def _tap(net: Net, say: Say) -> VirtioDevice:
     from unikvm.sys.vhost import VhostNet as Kernel
     from unikvm.virtio.vhostnet import VhostNet
 
-    vhost = Kernel()
+    vhosts: list[Kernel] = []
     try:
-        tap = Tap(net.name)
+        for _ in range(net.queues):
+            vhosts.append(Kernel())
+        tap = Tap(net.name, net.queues)
     except BaseException:
-        vhost.close()
+        for vhost in vhosts:
+            vhost.close()
         raise
-    device = VhostNet(tap, vhost, mac=_local_mac())
+    device = VhostNet(tap, vhosts, mac=_local_mac())
     try:
         if tap.made:
             say(f"made the interface {tap.name}{f' with {net.router}' if net.router else ''}")

@@ -11,6 +11,7 @@ from unikvm.units import MIB, format_size
 MAX_CPUS = 255
 MIN_MEMORY = MIB
 MAX_QUEUES = 16  # of a disk
+MAX_NET_QUEUES = 8  # pairs of a tap's
 MAX_SERIAL = 20  # VIRTIO_BLK_ID_BYTES
 MEMORY_BLOCK = 2 * MIB  # in which memory is plugged in
 CONSOLES = ("virtio", "serial", "none")
@@ -57,6 +58,7 @@ class Net(Record):
     """A network interface. `kind`: user (passt, without privileges), tap or hub. `forwards`: ports of the host that
     lead to the guest, `HOST:GUEST[/udp]` each. `name`: of the tap or the hub. `address`: of the guest, ADDRESS/BITS;
     empty: by DHCP, on a hub none. `router`: what it sends to the world through, and the address of a tap that is made.
+    `queues`: pairs of them, for receiving and sending, of a tap.
     """
 
     kind: str
@@ -64,6 +66,11 @@ class Net(Record):
     name: str = ""
     address: str = ""
     router: str = ""
+    queues: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.queues <= MAX_NET_QUEUES:
+            raise CannotRun(f"--net: {self.queues} queues are not possible", hint=f"1 to {MAX_NET_QUEUES}")
 
 
 PMEM_MODES = ("rw", "ro", "cow")

@@ -23,41 +23,58 @@ _IFREQ_ADDRESS = struct.Struct(f"{uapi.IFNAMSIZ}sHH4s16x")  # with a struct sock
 class Tap:
     """The interface `name`, which is made where there is none; an empty name is the kernel's choice (tap0).
 
-    One that was made here is gone after `close`. CannotRun where it cannot be had.
+    It has a descriptor for each of its `queues`. One that was made here is gone after `close`. CannotRun where it
+    cannot be had.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, queues: int = 1) -> None:
         if len(name.encode()) >= uapi.IFNAMSIZ or "/" in name:
             raise CannotRun(f"--net tap={name}: no name of an interface", hint=f"{uapi.IFNAMSIZ - 1} letters at most")
         self.made = not (name and os.path.exists(f"/sys/class/net/{name}"))
+        self.fds: list[int] = []
+        self.name = name
         try:
-            self.fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            for _ in range(queues):
+                self._attach(several=queues > 1)
+            fcntl.ioctl(self.fds[0], uapi.TUNSETVNETHDRSZ, struct.pack("i", HEADER_SIZE))
+        except OSError as error:
+            self.close()
+            if queues > 1 and error.errno in (errno.EINVAL, errno.E2BIG):
+                few = f"--net tap={name},queues={queues}: it was not made for so many queues"
+                raise CannotRun(few, hint=f"ip tuntap add {name} mode tap multi_queue") from None
+            raise CannotRun(f"--net tap={name}: {error.strerror}", hint=_hint(error.errno or 0)) from None
+        except CannotRun:
+            self.close()
+            raise
+
+    def _attach(self, *, several: bool) -> None:
+        """Another descriptor, and with it another queue."""
+        try:
+            fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             hint = "modprobe tun" if error.errno == errno.ENOENT else "run it as root, or use --net user"
             raise CannotRun(f"--net tap needs {DEVICE}: {error.strerror}", hint=hint) from None
-        try:
-            self.name = self._attach(name)
-            fcntl.ioctl(self.fd, uapi.TUNSETVNETHDRSZ, struct.pack("i", HEADER_SIZE))
-        except OSError as error:
-            os.close(self.fd)
-            raise CannotRun(f"--net tap={name}: {error.strerror}", hint=_hint(error.errno or 0)) from None
-
-    def _attach(self, name: str) -> str:
+        self.fds.append(fd)
         flags = uapi.IFF_TAP | uapi.IFF_NO_PI | uapi.IFF_VNET_HDR
-        request = bytearray(_IFREQ.pack(name.encode(), flags))
+        request = bytearray(_IFREQ.pack(self.name.encode(), flags | uapi.IFF_MULTI_QUEUE * several))
         try:
-            fcntl.ioctl(self.fd, uapi.TUNSETIFF, request)
+            fcntl.ioctl(fd, uapi.TUNSETIFF, request)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if several or error.errno != errno.EINVAL:
                 raise
             # It was made for several queues, of which we take one.
-            request = bytearray(_IFREQ.pack(name.encode(), flags | uapi.IFF_MULTI_QUEUE))
-            fcntl.ioctl(self.fd, uapi.TUNSETIFF, request)
-        return bytes(_IFREQ.unpack(request)[0]).rstrip(b"\0").decode()
+            request = bytearray(_IFREQ.pack(self.name.encode(), flags | uapi.IFF_MULTI_QUEUE))
+            fcntl.ioctl(fd, uapi.TUNSETIFF, request)
+        self.name = bytes(_IFREQ.unpack(request)[0]).rstrip(b"\0").decode()
+
+    def enable(self, index: int, on: bool) -> None:
+        """Whether queue `index` gets frames; all do at first. For an interface with several."""
+        flags = uapi.IFF_ATTACH_QUEUE if on else uapi.IFF_DETACH_QUEUE
+        fcntl.ioctl(self.fds[index], uapi.TUNSETQUEUE, _IFREQ.pack(b"", flags))
 
     def set_offloads(self, bits: int) -> None:
         """What the reader takes unfinished: TUN_F_CSUM, TUN_F_TSO4 and the like."""
-        fcntl.ioctl(self.fd, uapi.TUNSETOFFLOAD, bits)
+        fcntl.ioctl(self.fds[0], uapi.TUNSETOFFLOAD, bits)
 
     def configure(self, address: str, bits: int) -> None:
         """Give this machine's end an address, and bring it up. CannotRun where that is refused."""
@@ -76,7 +93,9 @@ class Tap:
             sock.close()
 
     def close(self) -> None:
-        os.close(self.fd)
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
 
 
 def _hint(number: int) -> str:

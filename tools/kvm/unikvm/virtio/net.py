@@ -77,9 +77,9 @@ _CONFIG = Struct("<6sHHH")  # struct virtio_net_config: mac, status, max_virtque
 _RECEIVED = Struct("<10xH")  # struct virtio_net_hdr_v1 of a frame that is complete: nothing but num_buffers
 
 
-def net_config(mac: bytes, mtu: int, *, up: bool = True) -> bytes:
+def net_config(mac: bytes, mtu: int, *, up: bool = True, pairs: int = 1) -> bytes:
     """The configuration space (§5.1.4)."""
-    return _CONFIG.pack(mac, VIRTIO_NET_S_LINK_UP if up else 0, 1, mtu)
+    return _CONFIG.pack(mac, VIRTIO_NET_S_LINK_UP if up else 0, pairs, mtu)
 
 
 def _nobody(_line: str) -> None:

@@ -55,7 +55,14 @@ class MemState:
     plugged: bytes
 
 
-DeviceState = ConsoleState | BalloonState | MemState
+@dataclass(frozen=True, slots=True)
+class NetState:
+    """virtio-net with a control queue: how many pairs of queues the driver wanted."""
+
+    pairs: int
+
+
+DeviceState = ConsoleState | BalloonState | MemState | NetState
 
 
 @dataclass(frozen=True, slots=True)

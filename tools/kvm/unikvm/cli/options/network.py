@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 GUEST_MODULES = ("virtio_net",)  # beside those of every guest
 HOST_MODULES = ("tun", "vhost_net")  # of a host VM, for a tap
-FORM = "tap[=NAME] or hub=NAME, then ,ip=ADDRESS[/BITS],gw=ADDRESS"
+FORM = "tap[=NAME][,queues=N] or hub=NAME, then ,ip=ADDRESS[/BITS],gw=ADDRESS"
 OPTIONAL_MODULES = ("af_packet",)  # for DHCP; built in in most kernels
 
 
@@ -26,7 +26,7 @@ def add(plan: Plan, args: Any) -> Plan:
 
 def parse(text: str, forwards: tuple[str, ...]) -> Net:
     """The interface that --net and --forward describe."""
-    first, given = split("--net", text, keys=("ip", "gw"))
+    first, given = split("--net", text, keys=("ip", "gw", "queues"))
     kind, _, name = first.partition("=")
     if kind in ("tap", "hub"):
         net = _shared(text, kind, name, given)
@@ -44,7 +44,10 @@ def parse(text: str, forwards: tuple[str, ...]) -> Net:
 
 
 def _shared(text: str, kind: str, name: str, given: dict[str, str]) -> Net:
-    """A network with others on it: `{tap[=NAME]|hub=NAME}[,ip=ADDRESS[/BITS][,gw=ADDRESS]]`."""
+    """A network with others on it: `{tap[=NAME][,queues=N]|hub=NAME}[,ip=ADDRESS[/BITS][,gw=ADDRESS]]`."""
+    queues = given.get("queues", "1")
+    if not queues.isdecimal() or (kind == "hub" and "queues" in given):
+        raise CannotRun(f"--net {text}: a tap has queues=N", hint=FORM)
     if kind == "hub":
         from unikvm.virtio.hub import check_name
 
@@ -57,7 +60,8 @@ def _shared(text: str, kind: str, name: str, given: dict[str, str]) -> Net:
     for address in filter(None, (host, router)):
         if not (_is_address(address) and bits.isdecimal() and 1 <= int(bits) <= 32):
             raise CannotRun(f"--net {text}: {address!r} is no address", hint="ip=192.168.7.2/24")
-    return Net(kind, name=name, address=f"{host}/{int(bits)}" if host else "", router=router)
+    address = f"{host}/{int(bits)}" if host else ""
+    return Net(kind, name=name, address=address, router=router, queues=int(queues))
 
 
 def _is_address(text: str) -> bool:
