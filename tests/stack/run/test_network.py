@@ -26,7 +26,7 @@ def serving(script: str, directory: str = "/tmp/www") -> str:
     """`script` beside an HTTP server of the host VM, with a file `big`."""
     return (
         f"mkdir -p {directory}; head -c {SIZE} /dev/urandom > {directory}/big; sha256sum < {directory}/big;"
-        f"python3 -m http.server -d {directory} 8000 2>/dev/null & server=$!;"
+        f"python3 -m http.server -b :: -d {directory} 8000 2>/dev/null & server=$!;"
         f"{script}; status=$?; kill $server; exit $status"
     )
 
@@ -39,6 +39,23 @@ def test_the_guest_gets_an_address_and_fetches_a_file(host: HostVm, transport: s
     assert done.status == 0, done.stderr
     assert lines[1] == "addr:10.0.2.15"
     assert lines[0] == lines[2], "the file is another one in the guest"
+
+
+def test_ipv6_where_the_host_has_it(host: HostVm) -> None:
+    """The guest makes itself an address of the host's network; the router is the host VM's loopback."""
+    have = (
+        "ip tuntap add net6 mode tap; ip link set net6 up; ip address add fe80::2/64 dev net6 nodad;"
+        "ip address add fd07::2/64 dev net6 nodad; ip -6 route add default via fd07::1 dev net6"
+    )
+    script = (
+        "while ! grep -o ^fd07.*fffe123456 /proc/net/if_inet6; do sleep 0.1; done;"
+        "wget -q -O - http://[fd07::1]:8000/big | sha256sum"
+    )
+    guest = command("--net", "user", "--timeout", "40", "--", "sh", "-c", script)
+    done = sh(host, f"{have}; {serving(guest)}; ip tuntap del net6 mode tap")
+    digest, address, *fetched = done.stdout.decode().splitlines()
+    assert address == "fd07000000000000505400fffe123456", done.stderr
+    assert fetched == [digest], done.stderr
 
 
 NAMES = """\

@@ -27,13 +27,15 @@ def test_bad_forwards(text: str) -> None:
 
 
 def test_arguments() -> None:
-    argv = passt.arguments("/usr/bin/passt", 7, ["8080:80", "53:5353/udp"], routed=True)
+    argv = passt.arguments("/usr/bin/passt", 7, ["8080:80", "53:5353/udp"], routed=True, routed6=True)
     assert argv[0] == "/usr/bin/passt"
     assert argv[argv.index("--fd") + 1] == "7"
     assert argv[argv.index("--tcp-ports") + 1] == "127.0.0.1/8080:80"
     assert argv[argv.index("--udp-ports") + 1] == "127.0.0.1/53:5353"
-    assert "--interface" not in argv
-    assert passt.arguments("passt", 7, [], routed=False)[-2:] == ["--interface", "lo"]
+    assert not {"--interface", "--outbound-if4", "--ipv4-only"} & set(argv)
+    assert passt.arguments("passt", 7, [], routed=True, routed6=False)[-1] == "--ipv4-only"
+    assert passt.arguments("passt", 7, [], routed=False, routed6=False)[-3:] == ["--ipv4-only", "--interface", "lo"]
+    assert passt.arguments("passt", 7, [], routed=False, routed6=True)[-2:] == ["--outbound-if4", "lo"]
 
 
 def test_default_route(tmp_path: Path) -> None:
@@ -45,6 +47,18 @@ def test_default_route(tmp_path: Path) -> None:
         file.write("eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")
     assert passt.has_route(str(table))
     assert not passt.has_route(str(tmp_path / "none"))
+
+
+def test_default_route_of_ipv6(tmp_path: Path) -> None:
+    table = tmp_path / "ipv6_route"
+    none, zero = "0" * 32, "0" * 8
+    prefix = f"fd{'0' * 30} 40 {none} 00 {none} 00000100 00000001 {zero} 00000001 eth0\n"
+    reject = f"{none} 00 {none} 00 {none} ffffffff 00000001 {zero} 00200200 lo\n"
+    table.write_text(prefix + reject)
+    assert not passt.has_route6(str(table))
+    table.write_text(prefix + f"{none} 00 {none} 00 fd{'0' * 29}1 00000400 00000001 {zero} 00000003 eth0\n" + reject)
+    assert passt.has_route6(str(table))
+    assert not passt.has_route6(str(tmp_path / "none"))
 
 
 def test_a_host_without_passt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,6 +292,25 @@ static const char *dhcp(int fd, const char *name)
 	return done ? NULL : "DHCP";
 }
 
+/*
+ * IPv6, in a kernel that has it, takes its address from what the router says.
+ * Where nobody else is there to have the same one, it is not to look for him:
+ * that would take seconds, and the network has to be ready when we are.
+ */
+static void trust(const char *name)
+{
+	char path[sizeof("/proc/sys/net/ipv6/conf//accept_dad") + IFNAMSIZ];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/sys/net/ipv6/conf/%s/accept_dad", name);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (write(fd, "0", 1) != 1)
+		complain("%s: %s", path, strerror(errno));
+	close(fd);
+}
+
 /* ADDRESS[/BITS][,ROUTER] */
 static const char *given(const char *text)
 {
@@ -351,8 +370,10 @@ void net_start(void)
 		if (!first_interface(name)) {
 			complain("no network interface");
 		} else {
+			if (!strcmp(how, "dhcp,alone"))
+				trust(name);
 			why = bring_up(fd, name) ? "it" :
-			      !strcmp(how, "dhcp") ? dhcp(fd, name) : given(how);
+			      !strncmp(how, "dhcp", 4) ? dhcp(fd, name) : given(how);
 			if (!why)
 				why = configure(fd, name);
 			if (why)

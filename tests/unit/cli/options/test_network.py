@@ -28,7 +28,7 @@ def test_user() -> None:
 
 
 def test_the_guests_init_is_told() -> None:
-    assert "unikvm.net=dhcp" in command_line(added("--net", "user"), True).split()
+    assert "unikvm.net=dhcp,alone" in command_line(added("--net", "user"), True).split()
     assert "unikvm.net" not in command_line(added("--net", "user"), False)
     assert "unikvm.net" not in command_line(PLAN, True)
 

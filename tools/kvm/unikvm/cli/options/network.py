@@ -72,5 +72,5 @@ def _is_address(text: str) -> bool:
 def guest_words(net: Net) -> list[str]:
     """What the guest's init is told of its interface, on the kernel's command line."""
     if not net.address:
-        return [] if net.kind == "hub" else ["unikvm.net=dhcp"]
+        return {"user": ["unikvm.net=dhcp,alone"], "hub": []}.get(net.kind, ["unikvm.net=dhcp"])
     return [f"unikvm.net={net.address}{f',{net.router}' if net.router else ''}"]
