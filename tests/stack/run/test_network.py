@@ -269,8 +269,8 @@ def test_two_guests_on_a_hub(host: HostVm) -> None:
     killed = command("--net", "hub=lab", "--", "sleep", "60")
     first = command("--net", "hub=lab,ip=10.1.0.1", "--", "sh", "-c", serve)
     second = command("--net", "hub=lab,ip=10.1.0.2", "--", "sh", "-c", fetch)
-    kill = f"{killed} & while ! ls /tmp/unikvm-0/lab/*; do sleep 0.1; done >/dev/null 2>&1; kill -9 $!; wait $!"
-    done = sh(host, f"{kill}; {first} & {second}; status=$?; kill $!; wait $!; ls /tmp/unikvm-0/lab; exit $status")
+    kill = f"{killed} & while ! ls /tmp/unikvm-0/hubs/lab/*; do sleep 0.1; done >/dev/null 2>&1; kill -9 $!; wait $!"
+    done = sh(host, f"{kill}; {first} & {second}; status=$?; kill $!; wait $!; ls /tmp/unikvm-0/hubs/lab; exit $status")
     assert done.status == 0, done.stderr
     assert len(set(done.stdout.split(b"\n"))) == 2, (done.stdout, done.stderr)
 
