@@ -22,7 +22,6 @@ def test_payloads_in_a_host_vm() -> None:
     """In one pytest run there; its report is what is shown when it fails."""
     environment = {
         "UNIKVM_PAYLOADS": os.environ["UNIKVM_PAYLOADS"],
-        "UNIKVM_ROUNDS": "2",
         "PYTHONPATH": f"{TREE}/tools/kvm:{TREE}/tests",
     }
     argv = [
