@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 
 from unikvm.errors import UnikvmError
@@ -70,10 +69,12 @@ def check_kernel_half() -> Check:
 
 def check_tools() -> list[Check]:
     """What a host VM needs."""
-    from unikvm.vhost import virtiofsd
+    from unikvm.sys.process import find_program
+    from unikvm.vhost import passt, slirp, virtiofsd
+    from unikvm.vhost.storage import BINARY
 
     checks: list[Check] = []
-    qemu = shutil.which("qemu-system-x86_64")
+    qemu = find_program("qemu-system-x86_64")
     checks.append(("QEMU", "ok", qemu) if qemu else ("QEMU", "missing", "for host VMs: install qemu-system-x86"))
     daemon = virtiofsd.find()
     if daemon and os.geteuid() == 0:
@@ -82,11 +83,9 @@ def check_tools() -> list[Check]:
         checks.append(("virtiofsd", "slow", f"{daemon} needs root: a host VM takes 9p, which is slower"))
     else:
         checks.append(("virtiofsd", "missing", "--root, --rwdir and a host VM take 9p, which is slower"))
-    storage = shutil.which("qemu-storage-daemon")
+    storage = find_program(BINARY)
     checks.append(("storage daemon", "ok", storage) if storage else ("storage daemon", "missing", "raw disks only"))
-    passt = shutil.which("passt")
-    slirp = shutil.which("slirp4netns")
-    user_network = passt or slirp
+    user_network = find_program(passt.PROGRAM) or find_program(slirp.PROGRAM)
     checks.append(
         ("user network", "ok", user_network)
         if user_network

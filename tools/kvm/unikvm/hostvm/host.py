@@ -17,6 +17,7 @@ from unikvm.hostvm.session import Session, Sink
 from unikvm.hostvm.share import Mount, NineP, Virtiofs, choose_server, mounts
 from unikvm.hostvm.snapshot import Snapshot, SnapshotError
 from unikvm.hostvm.watchdog import HostError, Watchdog
+from unikvm.sys.process import find_program
 from unikvm.wire import PORT_RELAY, PROTOCOL, exec_line, raw
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class HostVm:
         parts = [PROTOCOL, self.accel.kind, str(config.nested_paging), kernel_cmdline(config, self.accel), *names]
         parts += [*machine_args(config, self.accel), *server.qemu_args()]
         parts += map(snapshot.identity, (config.kernel.image, config.kernel.modules, config.init, image.__file__))
-        parts += [config.kernel.release, snapshot.identity(_program(config.qemu))]
+        parts += [config.kernel.release, snapshot.identity(find_program(config.qemu) or config.qemu)]
         if self.accel.kind == "kvm":  # -cpu host: another processor or kernel is another machine
             parts.append(" ".join(os.uname()))
         return snapshot.key(parts)
@@ -389,16 +390,6 @@ class HostVm:
     def console_tail(self, size: int = 8192) -> str:
         """The end of the host kernel's console, or an empty string where no host runs."""
         return self._watchdog.tail(size) if self._watchdog is not None and self._qemu is not None else ""
-
-
-def _program(name: str) -> str:
-    """The path of a program found on PATH."""
-    if "/" in name:
-        return name
-    for directory in os.environ.get("PATH", "").split(":"):
-        if os.access(f"{directory}/{name}", os.X_OK):
-            return f"{directory}/{name}"
-    return name
 
 
 def with_host(

@@ -268,9 +268,10 @@ def make_net(net: Net, say: Say) -> VirtioDevice:
 
         place = hub.Hub(hub.directory_of(net.name))
         return Interface(place, lambda: place, mtu=hub.MTU, mac=_local_mac(), say=say)
+    from unikvm.sys.process import find_program
     from unikvm.vhost import forward, passt
 
-    if not forward.find("passt"):
+    if not find_program(passt.PROGRAM):
         from unikvm.vhost import slirp
         from unikvm.virtio.packets import PacketLine
 

@@ -33,6 +33,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
+def find_program(name: str) -> str:
+    """The path of a program on PATH, or an empty string; a name with a slash is one."""
+    if "/" in name:
+        return name
+    for directory in os.environ.get("PATH", os.defpath).split(":"):
+        if directory and os.access(f"{directory}/{name}", os.X_OK):
+            return f"{directory}/{name}"
+    return ""
+
+
 class Process:
     """A child; `pidfd` becomes readable when it ends."""
 

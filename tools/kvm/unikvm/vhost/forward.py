@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from _socket import AF_INET, SO_REUSEADDR, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as Socket
 
@@ -14,14 +13,6 @@ GUEST = "10.0.2.15"
 LOOPBACK = "127.0.0.1"  # where forwarded ports are: who wants the guest on the whole network has a tap
 # A frame has to go into the socket whole (see virtio/frames.py), and few large frames cost less than many small ones.
 MTU = 32000
-
-
-def find(program: str) -> str:
-    """The path of a program, or an empty string."""
-    for directory in os.environ.get("PATH", "").split(":"):
-        if directory and os.access(f"{directory}/{program}", os.X_OK):
-            return f"{directory}/{program}"
-    return ""
 
 
 def parse_forward(text: str) -> tuple[bool, int, int]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 
 from unikvm.errors import CannotRun
+from unikvm.sys.process import find_program
 from unikvm.vhost.backend import Program
-from unikvm.vhost.forward import GUEST, LOOPBACK, MTU, check_free, find, parse_forward
+from unikvm.vhost.forward import GUEST, LOOPBACK, MTU, check_free, parse_forward
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PROGRAM = "passt"
 NETMASK = "255.255.255.0"
 GATEWAY = "10.0.2.2"
 GATEWAY_MAC = "52:55:0a:00:02:02"
@@ -64,7 +66,7 @@ def has_route6(table: str = "/proc/net/ipv6_route") -> bool:
 
 def serve(forwards: Sequence[str] = ()) -> Program:
     """Start passt, with `forwards` (see `parse_forward`) from the host's ports. CannotRun where it cannot be had."""
-    binary = find("passt")
+    binary = find_program(PROGRAM)
     if not binary:
         raise CannotRun(
             "--net user needs passt or slirp4netns, and neither is on this host", hint="`make setup` installs it"

@@ -12,11 +12,11 @@ import time
 from _socket import AF_UNIX, SHUT_WR, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM
 
 from unikvm.errors import CannotRun
-from unikvm.sys.process import spawn
+from unikvm.sys.process import find_program, spawn
 from unikvm.sys.runtime import directory
 from unikvm.sys.unixsocket import Socket
 from unikvm.vhost.backend import Program
-from unikvm.vhost.forward import GUEST, LOOPBACK, MTU, check_free, find, parse_forward
+from unikvm.vhost.forward import GUEST, LOOPBACK, MTU, check_free, parse_forward
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def forward_request(text: str) -> bytes:
 
 def serve(forwards: Sequence[str] = ()) -> Slirp | None:
     """Start it, or None where this host has none. CannotRun where a port is another one's."""
-    binary = find(PROGRAM)
+    binary = find_program(PROGRAM)
     if not binary:
         return None
     for text in forwards:

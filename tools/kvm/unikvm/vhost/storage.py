@@ -7,6 +7,7 @@ import os
 import stat
 
 from unikvm.errors import CannotRun
+from unikvm.sys.process import find_program
 from unikvm.vhost.backend import Program
 
 BINARY = "qemu-storage-daemon"
@@ -38,11 +39,8 @@ def serve(
     nothing is written) may it be started again after its end: it keeps where an image's blocks are in its memory until
     the guest flushes.
     """
-    for folder in os.environ.get("PATH", "/usr/bin").split(":"):
-        binary = os.path.join(folder, BINARY)
-        if folder and os.access(binary, os.X_OK):
-            break
-    else:
+    binary = find_program(BINARY)
+    if not binary:
         raise CannotRun(f"a {kind} image needs {BINARY}, which is not on this host", hint="`make setup` installs it")
     if not os.access(path, os.R_OK if readonly else os.R_OK | os.W_OK):
         what = "read" if readonly else "read and write"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from unikvm.sys.process import become_namespace_root, readonly_tree
+from unikvm.sys.process import become_namespace_root, find_program, readonly_tree
 from unikvm.vhost.backend import Program
 
 PLACES = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/libexec/qemu/virtiofsd")
@@ -20,10 +20,7 @@ def find() -> str:
     for path in PLACES:
         if os.access(path, os.X_OK):
             return path
-    for directory in os.environ.get("PATH", "").split(":"):
-        if directory and os.access(f"{directory}/virtiofsd", os.X_OK):
-            return f"{directory}/virtiofsd"
-    return ""
+    return find_program("virtiofsd")
 
 
 def arguments(binary: str, path: str, *, readonly: bool, fd: int) -> list[str]:
