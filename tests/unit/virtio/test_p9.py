@@ -104,7 +104,7 @@ def test_the_tag(guest: Guest) -> None:
 
 def test_a_file_through_the_real_server(guest: Guest, peer: Peer, tmp_path: Path) -> None:
     """More in one write than the socket takes at once."""
-    threading.Thread(target=serve, args=(peer.ours, Server(str(tmp_path))), daemon=True).start()
+    threading.Thread(target=serve, args=(peer.ours.dup(), Server(str(tmp_path))), daemon=True).start()
     peer.open().setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)
     data = os.urandom(ROOM - m.ROOM)
     guest.ask(m.START, 0xFFFF, VERSION)
