@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from unikvm.errors import CannotRun
+from unikvm.errors import CannotRun, UnikvmError
 from unikvm.lean import SimpleQueue
 from unikvm.sys.process import Process, spawn
 from unikvm.sys.thread import Thread
@@ -14,7 +14,11 @@ from unikvm.sys.unixsocket import Socket, pair, prearranged
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Protocol
+    from typing import Protocol, TypeVar
+
+    from unikvm.sys.eventloop import EventLoop
+
+    Found = TypeVar("Found")
 
     class Backend(Protocol):
         """What serves a device's queues from outside this process."""
@@ -65,6 +69,44 @@ class Restarts:
         self._last = now
         self._count += 1
         return RESTART_SECONDS * self._count if self._count <= MAX_RESTARTS else None
+
+
+class Reviver:
+    """Finds the successor of a back end that has ended, on a thread of its own: the io thread has other devices."""
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+
+    def start(
+        self,
+        loop: EventLoop,
+        find: Callable[[], Found],
+        found: Callable[[Found], object],
+        failed: Callable[[str], object],
+    ) -> None:
+        """Call `found` with what `find` gives, or `failed` with why it raised UnikvmError, on the loop's thread."""
+
+        def run() -> None:
+            try:
+                successor = find()
+            except UnikvmError as error:
+                why = error.message
+                loop.call_soon(lambda: failed(why))
+            else:
+                loop.call_soon(lambda: found(successor))
+
+        self._thread = Thread(run, "revive")
+        self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether it has ever been at work."""
+        return self._thread is not None
+
+    def join(self) -> None:
+        """Wait for the end of a search that is under way."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 class Program:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from unikvm.errors import GuestFault, UnikvmError
-from unikvm.sys.thread import Thread
+from unikvm.errors import GuestFault
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_ID_NET
 from unikvm.uapi.virtio_net import (
     VIRTIO_NET_F_MAC,
@@ -19,7 +18,7 @@ from unikvm.uapi.virtio_net import (
     VIRTIO_NET_F_STATUS,
     VIRTIO_NET_S_LINK_UP,
 )
-from unikvm.vhost.backend import Restarts
+from unikvm.vhost.backend import Restarts, Reviver
 from unikvm.vhost.channel import BackendError
 from unikvm.virtio.device import VirtioDevice
 from unikvm.virtio.frames import HEADER
@@ -111,7 +110,7 @@ class Net(VirtioDevice):
         self._sending: list[tuple[Chain, Frame]] = []  # what the line did not take yet
         self._listening = (False, False)  # for input, for room
         self._restarts = Restarts()
-        self._reviver: Thread | None = None  # plugs in anew, which must not keep the io thread from other devices
+        self._reviver = Reviver()
 
     def connect(self, memory: GuestMemory, loop: EventLoop, transport: Transport) -> None:
         super().connect(memory, loop, transport)
@@ -123,8 +122,7 @@ class Net(VirtioDevice):
             if self._line is not None:
                 self._line.close()
                 self._line = None
-        if self._reviver is not None:
-            self._reviver.join()
+        self._reviver.join()
         self.discard()
 
     def discard(self) -> None:
@@ -223,21 +221,17 @@ class Net(VirtioDevice):
             self.config_changed()
 
     def _revive(self) -> None:
-        """Start the back end again, on a thread of its own."""
+        """Start the back end again."""
 
-        def find() -> None:
-            try:
-                line = self._plug()
-            except UnikvmError as error:
-                why = error.message
-                self.loop.call_soon(lambda: self.serve(lambda: self._lost(why)))
-            else:
-                self.loop.call_soon(lambda: self.serve(lambda: self._found(line)))
+        def found(line: Line) -> None:
+            self.serve(lambda: self._found(line))
+
+        def failed(why: str) -> None:
+            self.serve(lambda: self._lost(why))
 
         with self.lock:
             if self._line is None and self.doorbells:
-                self._reviver = Thread(find, "revive")
-                self._reviver.start()
+                self._reviver.start(self.loop, self._plug, found, failed)
 
     def _found(self, line: Line) -> None:
         """The link is up again. Whom the guest was connected to is forgotten, but not its addresses."""

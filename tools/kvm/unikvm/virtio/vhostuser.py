@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import os
 
-from unikvm.errors import CannotRun, UnikvmError
-from unikvm.sys.thread import Thread
+from unikvm.errors import CannotRun
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1
-from unikvm.vhost.backend import Restarts
+from unikvm.vhost.backend import Restarts, Reviver
 from unikvm.vhost.channel import BackendError
 from unikvm.vhost.frontend import FrontEnd, Inflight, Ring
 from unikvm.virtio.outside import Outside
@@ -58,7 +57,7 @@ class VhostUser(Outside):
         self._front: FrontEnd | None = None
         self._inflight: Inflight | None = None
         self._restarts = Restarts()
-        self._reviver: Thread | None = None  # finds a successor, which must not keep the io thread from other devices
+        self._reviver = Reviver()
 
     # What a device type overrides.
 
@@ -83,7 +82,7 @@ class VhostUser(Outside):
             self._part()
             self._forget_inflight()
             super().close()
-        if self._reviver is not None:
+        if self._reviver.started:
             self.backend.stop()  # it need not wait for an answer any more
             self._reviver.join()
         self.discard()
@@ -212,21 +211,10 @@ class VhostUser(Outside):
         queue.add_used(chain)
 
     def _revive(self) -> None:
-        """Start the back end again, on a thread of its own."""
-
-        def find() -> None:
-            try:
-                front = self._meet()
-            except UnikvmError as error:
-                why = error.message
-                self.loop.call_soon(lambda: self._not_found(why))
-            else:
-                self.loop.call_soon(lambda: self._found(front))
-
+        """Start the back end again."""
         with self.lock:
             if self._front is None and self.doorbells:
-                self._reviver = Thread(find, "revive")
-                self._reviver.start()
+                self._reviver.start(self.loop, self._meet, self._found, self._not_found)
 
     def _not_found(self, why: str) -> None:
         with self.lock:
