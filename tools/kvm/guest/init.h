@@ -24,6 +24,7 @@ struct words {
 /* util.c */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void *grow(void *old, size_t size);	/* realloc that ends init, not returns NULL */
+void close_fd(int *fd);	/* where it is open; -1 from then on */
 void nap(unsigned int us);
 long long now_ms(void);
 ssize_t read_file(const char *path, char *buf, size_t size);

@@ -52,13 +52,6 @@ static struct {
 	.err = { .from = -1, .to = -1, .buf = buffers[2] },
 };
 
-static void close_fd(int *fd)
-{
-	if (*fd >= 0)
-		close(*fd);
-	*fd = -1;
-}
-
 /* --- streams --- */
 
 /* Move what waits in the buffer on; a reader that has gone takes no more. */

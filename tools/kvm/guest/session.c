@@ -41,13 +41,6 @@ static struct {
 
 static char input[2 * FRAME_WINDOW];	/* not in `job`, which the binary's file holds */
 
-static void close_fd(int *fd)
-{
-	if (*fd >= 0)
-		close(*fd);
-	*fd = -1;
-}
-
 static void refuse(const char *why) __attribute__((noreturn));
 static void refuse(const char *why)
 {

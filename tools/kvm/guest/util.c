@@ -46,6 +46,13 @@ void *grow(void *old, size_t size)
 	return new;
 }
 
+void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
 void nap(unsigned int us)
 {
 	struct timespec ts = { .tv_nsec = us * 1000L };
