@@ -7,6 +7,7 @@ import os
 
 from unikvm.errors import CannotRun
 from unikvm.images import packages
+from unikvm.images.kernel import quiet
 from unikvm.record import Record
 
 TYPE_CHECKING = False
@@ -34,10 +35,6 @@ class FirmwareImage(Record):
 
     code: str
     vars: str = ""
-
-
-def quiet(_text: str) -> None:
-    """For callers that show no progress."""
 
 
 def find_firmware(spec: str, *, progress: Say = quiet) -> FirmwareImage:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from unikvm.arch.x86_64.topology import Topology
 from unikvm.errors import CannotRun
 from unikvm.record import Record
+from unikvm.sys.mapping import HUGE_PAGE
 from unikvm.units import MIB, format_size
 
 MAX_CPUS = 255
@@ -13,7 +14,6 @@ MIN_MEMORY = MIB
 MAX_QUEUES = 16  # of a disk
 MAX_NET_QUEUES = 8  # pairs of a tap's
 MAX_SERIAL = 20  # VIRTIO_BLK_ID_BYTES
-MEMORY_BLOCK = 2 * MIB  # in which memory is plugged in
 CONSOLES = ("virtio", "serial", "none")
 TRANSPORTS = ("pci", "mmio")
 
@@ -148,7 +148,7 @@ class Config(Record):
             raise CannotRun(f"{format_size(self.memory)} of memory is too small", hint="at least 1M")
         if self.memory % 4096:
             raise CannotRun(f"{self.memory} bytes of memory is not a multiple of 4096", hint="write it as 256M")
-        if self.max_memory and (self.max_memory <= self.memory or (self.max_memory - self.memory) % MEMORY_BLOCK):
+        if self.max_memory and (self.max_memory <= self.memory or (self.max_memory - self.memory) % HUGE_PAGE):
             raise CannotRun(
                 f"memory of {format_size(self.memory)} cannot grow to {format_size(self.max_memory)}",
                 hint="to more, by a multiple of 2M",

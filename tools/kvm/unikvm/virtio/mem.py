@@ -10,6 +10,7 @@ the specification forbids, takes memory of its own host for zeroes, and that is 
 from __future__ import annotations
 
 from unikvm.errors import GuestFault, UnikvmError
+from unikvm.sys.mapping import HUGE_PAGE
 from unikvm.uapi.virtio import VIRTIO_ID_MEM
 from unikvm.uapi.virtio_mem import (
     VIRTIO_MEM_REQ_PLUG,
@@ -34,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unikvm.virtio.state import DeviceState, MemState
 
-BLOCK = 2 << 20  # bytes: a huge page of the host
+BLOCK = HUGE_PAGE  # bytes
 _REQUEST_SIZE = 24  # struct virtio_mem_req
 _RESPONSE_SIZE = 10  # struct virtio_mem_resp
 

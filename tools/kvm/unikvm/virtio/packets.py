@@ -6,7 +6,7 @@ other end sends.
 from __future__ import annotations
 
 from unikvm.vhost.channel import BackendError
-from unikvm.virtio.frames import HEADER, MAX_FRAME
+from unikvm.virtio.frames import HEADER, MAX_FRAME, MAX_PARTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _BUFFER = 256 << 10
 _BATCH = 64  # messages that are read before others have their turn
-_MAX_PARTS = 1024  # IOV_MAX
 
 
 class PacketLine:
@@ -37,7 +36,7 @@ class PacketLine:
         """Send from the first on; how many went. Fewer than all: the socket is full, wait until it can be written."""
         for sent, (views, _) in enumerate(frames):
             try:
-                self._sock.sendmsg(views if len(views) <= _MAX_PARTS else (b"".join(views),))
+                self._sock.sendmsg(views if len(views) <= MAX_PARTS else (b"".join(views),))
             except BlockingIOError:
                 return sent
             except OSError as error:

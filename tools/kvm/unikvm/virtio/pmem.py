@@ -19,7 +19,6 @@ from unikvm.virtio.device import VirtioDevice
 from unikvm.virtio.queue import Chain, Queue
 
 ALIGN = HUGE_PAGE  # of address and size: what Linux can make pages for
-MODES = ("rw", "ro", "cow")
 _WORD = Struct("<I")  # struct virtio_pmem_req: type; struct virtio_pmem_resp: ret
 _FAILED = 1
 
