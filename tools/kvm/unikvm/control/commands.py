@@ -84,8 +84,7 @@ class MachineCommands:
         """Change settings of the running machine, in their order."""
         for key in arguments:
             if key not in self._settings:
-                known = f"one of {', '.join(sorted(self._settings))}" if self._settings else "this guest has none"
-                raise UnikvmError(f"no setting {key!r}", hint=known)
+                raise UnikvmError(f"no setting {key!r}", hint=f"one of {', '.join(sorted(self._settings))}")
         return self._set(list(arguments.items()))
 
     def _set(self, pairs: list[tuple[str, Any]]) -> object:

@@ -90,7 +90,6 @@ class _Connection:
         self._stream = Stream(loop, fd, room=MAX_LINE)
         self._stream.on_data = self._received
         self._stream.on_end = self._stream.on_lost = self.close
-        self._stream.on_written = lambda _count: None
 
     def _received(self, data: bytes) -> None:
         self._in += data
