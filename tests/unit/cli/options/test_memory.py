@@ -11,6 +11,7 @@ import pytest
 from unikvm.cli.options import directories, memory
 from unikvm.cli.plan import Plan, command_line, load
 from unikvm.cli.run import quick_parse
+from unikvm.cli.run_vm import check_written
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Config, Disk, Pmem
 from unikvm.units import GIB
@@ -57,8 +58,8 @@ def test_images() -> None:
     assert load(plan.dump()) == plan
     assert memory.optional_modules(plan) == ("virtio_pmem", "nd_pmem")
     with pytest.raises(CannotRun, match=f"may not write to {here}/a.img"):
-        memory.check_writable(plan)
-    memory.check_writable(plan.replace(shares=(here,)))
+        check_written(plan)
+    check_written(plan.replace(shares=(here,)))
     with pytest.raises(CannotRun, match="both ro and cow"):
         added("--pmem", "a.img,ro,cow")
 

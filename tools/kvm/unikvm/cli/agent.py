@@ -20,7 +20,7 @@ HOST_MODULES = ("vhost_vsock",)
 SECONDS = 120.0  # a guest under emulation takes so long to boot on a busy machine
 
 
-class Reach:
+class AgentAccess:
     """The device and the way over it to the agent of a guest, or why there is none. `devices`: to plug in."""
 
     def __init__(self, *, own_init: bool) -> None:

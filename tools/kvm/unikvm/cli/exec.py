@@ -18,6 +18,7 @@ import argparse
 import os
 import sys
 
+from unikvm.cli.options.values import add_environment
 from unikvm.cli.remote import EXEC_KEYS, connect, run
 from unikvm.errors import MAX_CMD_STATUS, CannotRun
 from unikvm.remote.command import request
@@ -55,11 +56,7 @@ def environment(given: list[str], *, terminal: bool) -> dict[str, str]:
     """What a command gets: the terminal's kind and the language of here, and what is given."""
     names = ("TERM", "LANG") if terminal else ("LANG",)
     found = {name: os.environ[name] for name in names if name in os.environ}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise CannotRun(f"--env {text}: no name", hint="NAME=VALUE, or NAME for this machine's value")
-        found[name] = value if equals else os.environ.get(name, "")
+    add_environment(found, given)
     return found
 
 

@@ -58,6 +58,10 @@ class Plan(Record):
     env: tuple[str, ...] | None = None  # NAME=VALUE; None: what the terminal needs
     user: str = ""  # UID:GID,GROUP...; empty: root
 
+    def is_shared(self, path: str) -> bool:
+        """Whether a host VM may write to `path`, so that it stays."""
+        return any(path.startswith(f"{share}/") for share in self.shares)
+
     def dump(self) -> str:
         """JSON for `load`."""
         import json

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from unikvm.cli.agent import Reach
+    from unikvm.cli.agent import AgentAccess
     from unikvm.cli.plan import Plan
     from unikvm.machine.machine import Machine
 
@@ -32,7 +32,7 @@ def claim(plan: Plan) -> names.Claim | None:
     return names.claim(plan.config.name, exact=plan.named)
 
 
-def serve(plan: Plan, machine: Machine, name: names.Claim | None, agent: Reach | None = None) -> None:
+def serve(plan: Plan, machine: Machine, name: names.Claim | None, access: AgentAccess | None = None) -> None:
     """Answer for `machine` from now on, until its io thread ends. Before it runs."""
     if name is None and not plan.front:
         return
@@ -49,10 +49,10 @@ def serve(plan: Plan, machine: Machine, name: names.Claim | None, agent: Reach |
     loop = machine.parts.io.loop
     server = Server(loop)
     facts = {"name": plan.config.name, "pid": plan.front or os.getpid(), "kernel": plan.spec}
-    MachineCommands(server, machine, facts, lambda path: not plan.front or _is_shared(plan, path))
+    MachineCommands(server, machine, facts, lambda path: not plan.front or plan.is_shared(path))
     server.command("exits", exits)
-    if agent is not None:
-        agent.serve(server, loop, plan.config.name)
+    if access is not None:
+        access.serve(server, loop, plan.config.name)
     if name is None:
         Mux(loop, _relay_port(), server.serve)
     else:
@@ -69,11 +69,6 @@ def listen(loop: EventLoop, name: names.Claim, take: Callable[[int], object]) ->
             pass  # who knocked went away
 
     loop.add(name.listener.fileno(), knocked)
-
-
-def _is_shared(plan: Plan, path: str) -> bool:
-    """In a host VM: whether what is written to `path` gets out."""
-    return any(path.startswith(f"{share}/") for share in plan.shares)
 
 
 def _relay_port() -> int:

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from unikvm.cli.agent import Reach
+    from unikvm.cli.agent import AgentAccess
     from unikvm.machine.agent import Agent
     from unikvm.virtio.console import Console
     from unikvm.virtio.device import VirtioDevice
@@ -44,7 +44,7 @@ def run(plan: Plan) -> int:
             phases.begin("running")
             guest.connect(machine)
             if plan.reachable:
-                reach.serve(plan, machine, name, guest.agent)
+                reach.serve(plan, machine, name, guest.access)
             with raw_mode(0 if plan.tty else -1):
                 event = guest.run(machine)
             if plan.exits:
@@ -130,7 +130,7 @@ class _Guest:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self.agent: Reach | None = None
+        self.access: AgentAccess | None = None
         self._event: Event | None = None
         self._agent: Agent | None = None
         self._console: Console | None = None
@@ -179,10 +179,10 @@ class _Guest:
         columns, rows = window_size()
         self._console = Console(console, ports, columns=columns, rows=rows)
         if plan.reachable:
-            from unikvm.cli.agent import Reach
+            from unikvm.cli.agent import AgentAccess
 
-            self.agent = Reach(own_init=plan.own_init)
-        return (self._console, Rng(), *_directories(plan), *(self.agent.devices if self.agent else ()))
+            self.access = AgentAccess(own_init=plan.own_init)
+        return (self._console, Rng(), *_directories(plan), *(self.access.devices if self.access else ()))
 
     def print(self, data: bytes) -> None:
         """What the serial port sends; nothing while the guest's console, which says the same, is the virtio one."""

@@ -30,11 +30,7 @@ def run(plan: Plan) -> int:
     """Run to the end; returns the exit status."""
     # What the guest writes through its directory goes through the host VM.
     plan = plan.replace(shares=(*plan.shares, *(export.path for export in plan.exports if not export.readonly)))
-    _warn_about_disks(plan)
-    if plan.config.pmems:
-        from unikvm.cli.options.memory import check_writable
-
-        check_writable(plan)
+    check_written(plan)
     progress = Progress(plan)
     kernel = find_kernel(plan.host_kernel, progress=progress.say)
     modules: tuple[str, ...] = ()
@@ -63,13 +59,16 @@ def run(plan: Plan) -> int:
             name.close()
 
 
-def _warn_about_disks(plan: Plan) -> None:
-    written = [(disk.path, f", or --disk {disk.path},ro") for disk in plan.config.disks if not disk.readonly]
-    if plan.config.firmware is not None and plan.config.firmware.keep:
-        written.append((plan.config.firmware.vars, ""))
+def check_written(plan: Plan) -> None:
+    """What the guest writes to has to be shared with the host VM. CannotRun where it is not."""
+    config = plan.config
+    written = [(disk.path, f", or --disk {disk.path},ro") for disk in config.disks if not disk.readonly]
+    written += [(pmem.path, f", or --pmem {pmem.path},cow") for pmem in config.pmems if pmem.mode == "rw"]
+    if config.firmware is not None and config.firmware.keep:
+        written.append((config.firmware.vars, ""))
     for name, otherwise in written:
         path = os.path.abspath(name)
-        if not any(path.startswith(f"{share}/") for share in plan.shares):
+        if not plan.is_shared(path):
             hint = f"--share {os.path.dirname(path)}{otherwise}"
             raise CannotRun(f"the host VM may not write to {name}", hint=hint)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from unikvm.cli.options.values import add_environment
 from unikvm.cli.plan import Export, Plan, say
 from unikvm.errors import CannotRun
 from unikvm.vhost import virtiofsd
@@ -54,11 +55,7 @@ def add(plan: Plan, args: Any) -> Plan:
     user = _user(args.user, root)
     environment = {name: os.environ[name] for name in ("TERM", "LANG") if name in os.environ}
     environment.update(user.environment)
-    for text in args.env:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise CannotRun(f"--env {text}: no name", hint="NAME=VALUE, or NAME for this machine's value")
-        environment[name] = value if equals else os.environ.get(name, "")
+    add_environment(environment, args.env)
     command = plan.command
     if not command:  # what the console's own shell would be, but in the right place
         shell = user.environment.get("SHELL", SHELL)

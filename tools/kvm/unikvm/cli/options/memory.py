@@ -12,6 +12,8 @@ from unikvm.cli.options.values import split
 from unikvm.cli.plan import Plan
 from unikvm.errors import CannotRun
 from unikvm.machine.config import Config, Pmem
+from unikvm.memory import PAGE
+from unikvm.sys.mapping import HUGE_PAGE
 from unikvm.units import GIB, parse_size
 
 TYPE_CHECKING = False
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST_MEMORY = 2 * GIB
 HOST_OVERHEAD = GIB // 2
-HUGE_PAGE = 2 << 20
-PAGE = 4096
 BALLOON_MODULES = ("virtio_balloon",)
 HOTPLUG_MODULES = ("virtio_mem",)
 PMEM_MODULES = ("virtio_pmem", "nd_pmem")
@@ -127,13 +127,3 @@ def set_aside_in(host: HostVm, config: Config) -> None:
     """The huge pages of a host VM, which has nothing else to do with its memory."""
     pages = max(config.memory, config.max_memory) // HUGE_PAGE
     host.exec(["sh", "-c", f"echo {pages} > /proc/sys/vm/nr_hugepages"])
-
-
-def check_writable(plan: Plan) -> None:
-    """What a host VM writes to has to be shared with it."""
-    for pmem in plan.config.pmems:
-        directory = os.path.dirname(pmem.path)
-        if pmem.mode == "rw" and not any(pmem.path.startswith(f"{share}/") for share in plan.shares):
-            raise CannotRun(
-                f"the host VM may not write to {pmem.path}", hint=f"--share {directory}, or --pmem {pmem.path},cow"
-            )

@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Values of options in the form that users of QEMU and kvmtool know: `FIRST[,FLAG][,KEY=VALUE]...`."""
+"""Values of options: in the form that users of QEMU and kvmtool know, `FIRST[,FLAG][,KEY=VALUE]...`, and of --env."""
 
 from __future__ import annotations
 
+import os
+
 from unikvm.errors import CannotRun
+
+
+def add_environment(found: dict[str, str], given: list[str]) -> None:
+    """Put what the values of --env say into `found`: NAME=VALUE, or NAME as it is here."""
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise CannotRun(f"--env {text}: no name", hint="NAME=VALUE, or NAME for this machine's value")
+        found[name] = value if equals else os.environ.get(name, "")
 
 
 def split(
