@@ -20,6 +20,7 @@ SYSFS = "/bin/busybox mkdir /sys; /bin/busybox mount -t sysfs s /sys"
 CMDLINE = (
     "console=ttyS0 quiet panic=-1 rdinit=/bin/busybox"
     f' -- sh -c "echo the guest is up; {SYSFS}; test -d /sys/firmware/efi && echo by UEFI;'
+    " echo CPUs; cd /sys/devices/system/cpu; /bin/busybox cat online possible;"
     ' exec /bin/busybox poweroff -f"'
 )
 # Until a variable has reached the file; without a disk OVMF goes on to its shell.
@@ -42,7 +43,7 @@ def disk(kernel: Kernel, share: Path) -> Path:
 def boot(host: HostVm, firmware: str, disk: Path, *, uefi: bool) -> Exit:
     before_firmware(host, uefi=uefi)
     argv = [LAUNCHER, "run", "--host", "local", "--timeout", "120", "--firmware", firmware, "-d", str(disk)]
-    return host.exec(argv, stdin=b"", timeout=SECONDS)
+    return host.exec([*argv, "-c", "2,max=3"], stdin=b"", timeout=SECONDS)
 
 
 def test_seabios_boots_grub_boots_linux(host: HostVm, disk: Path) -> None:
@@ -52,6 +53,7 @@ def test_seabios_boots_grub_boots_linux(host: HostVm, disk: Path) -> None:
     assert "SeaBIOS (version" in text
     assert "GRUB loading" in text
     assert "the guest is up" in text
+    assert "CPUs\r\n0-1\r\n0-2" in text
     assert "by UEFI" not in text
     assert "exit 0: the guest powered off" in done.stderr.decode()
 
@@ -63,6 +65,7 @@ def test_ovmf_boots_grub_boots_linux(host: HostVm, disk: Path) -> None:
     assert "BdsDxe: starting Boot" in text
     assert "GRUB is here" in text
     assert "the guest is up" in text
+    assert "CPUs\r\n0-1\r\n0-2" in text
     assert "by UEFI" in text
 
 

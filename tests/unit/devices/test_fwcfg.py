@@ -39,11 +39,11 @@ def transfer(device: FwCfg, memory: GuestMemory, control: int, length: int, targ
 
 
 def test_items_byte_after_byte() -> None:
-    device = FwCfg(fwcfg.numbers(memory=5 << 30, cpus=4))
+    device = FwCfg(fwcfg.numbers(memory=5 << 30, cpus=4, apic_ids=9))
     assert item(device, fwcfg.SIGNATURE, 6) == b"QEMU\0\0"
     assert item(device, fwcfg.ID, 4) == b"\1\0\0\0"  # no DMA
     assert item(device, fwcfg.RAM_SIZE, 8) == (5 << 30).to_bytes(8, "little")
-    assert item(device, fwcfg.NB_CPUS, 2) == item(device, fwcfg.MAX_CPUS, 2) == b"\4\0"
+    assert (item(device, fwcfg.NB_CPUS, 2), item(device, fwcfg.MAX_CPUS, 2)) == (b"\4\0", b"\x09\0")
     assert item(device, 99, 2) == b"\0\0"
     device.write(8, 4, 0)  # there is nothing to transfer to
 

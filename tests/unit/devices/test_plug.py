@@ -98,6 +98,20 @@ def test_the_first_cpu_and_those_that_are_not_there_stay() -> None:
     assert bench.status(0xFFFF_FFFF) == 0
 
 
+def test_ovmf_counts_them() -> None:
+    """It selects one after another until the data register is 0 (edk2, PlatformMaxCpuCountInitialization)."""
+    bench = Bench(cpus=4, there=2)
+    bench.cpus.write(SELECTOR, 4, 0)
+    bench.cpus.write(COMMAND, 1, 0)
+    assert bench.cpus.read(SELECTOR, 4) == 0  # not the older interface
+    possible = present = 0
+    while not possible or bench.cpus.read(DATA, 4):
+        present += bench.cpus.read(FLAGS, 1) & ENABLED
+        possible += 1
+        bench.cpus.write(SELECTOR, 4, possible)
+    assert (possible, present) == (4, 2)
+
+
 def test_slots() -> None:
     bench = Bench()
     bench.pci.came(5)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from unikvm.arch.x86_64.topology import Topology
 from unikvm.cli.options import firmware
 from unikvm.cli.plan import Plan, load, make_plan
 from unikvm.cli.run import quick_parse
@@ -82,5 +81,3 @@ def test_a_sub_option_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_machine_has_one_or_the_other() -> None:
     with pytest.raises(CannotRun, match="firmware does not go with a kernel"):
         Config(kernel="linux", firmware=Firmware("code"))
-    with pytest.raises(CannotRun, match="CPUs that come later"):
-        Config(firmware=Firmware("code"), topology=Topology(cores=2))

@@ -36,12 +36,13 @@ _ERROR, _READ, _SKIP, _SELECT, _WRITE = (1 << bit for bit in range(5))
 _CHUNK = 1 << 20
 
 
-def numbers(*, memory: int, cpus: int) -> dict[int, bytes]:
-    """The items that every guest finds."""
+def numbers(*, memory: int, cpus: int, apic_ids: int) -> dict[int, bytes]:
+    """The items that every guest finds. `apic_ids`: one more than the highest of a CPU that it has or may get, which is
+    what QEMU's MAX_CPUS is."""
     return {
         RAM_SIZE: memory.to_bytes(8, "little"),
         NB_CPUS: cpus.to_bytes(2, "little"),
-        MAX_CPUS: cpus.to_bytes(2, "little"),
+        MAX_CPUS: apic_ids.to_bytes(2, "little"),
     }
 
 

@@ -176,7 +176,9 @@ class CpuPlug:
     def read(self, offset: int, size: int) -> int:
         with self._lock:
             cpu = self._selector
-            if offset == _FLAGS and size == 1 and cpu < len(self._enabled):
+            if cpu >= len(self._enabled):
+                return 0  # OVMF selects one after another and reads their numbers until it gets this
+            if offset == _FLAGS and size == 1:
                 flags = _ENABLED if self._enabled[cpu] else 0
                 flags |= _INSERTING if cpu in self._inserting else 0
                 return flags | (_REMOVING if cpu in self._removing else 0)

@@ -138,8 +138,6 @@ class Config(Record):
             raise CannotRun(f"firmware does not go with {what}", hint="it boots a disk on the PCI bus: leave that out")
         if not 1 <= self.cpus <= MAX_CPUS:
             raise CannotRun(f"{self.cpus} CPUs are not possible", hint=f"1 to {MAX_CPUS}")
-        if self.firmware is not None and self.all_cpus > self.cpus:  # OVMF was seen to stand still
-            raise CannotRun("firmware does not go with CPUs that come later", hint="leave out --cpus …,max=")
         if not self.cpus <= self.all_cpus <= MAX_CPUS:
             raise CannotRun(f"{self.cpus} of {self.all_cpus} CPUs are not possible", hint=f"1 to {MAX_CPUS}")
         if self.hotplug and self.transport != "pci":

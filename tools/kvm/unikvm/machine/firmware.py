@@ -68,7 +68,7 @@ class Board:
         """fw_cfg, with the ACPI tables in it."""
         config = parts.config
         files = {**image.files(config.memory), **acpi_loader.files(tables)}
-        items = fwcfg.numbers(memory=config.memory, cpus=config.cpus)
+        items = fwcfg.numbers(memory=config.memory, cpus=config.cpus, apic_ids=config.all_topology.last_id + 1)
         parts.pio.add(layout.FW_CFG, layout.FW_CFG_SIZE, fwcfg.FwCfg(items, files, parts.memory))
 
 

@@ -108,7 +108,9 @@ def _add_testdev(parts: Parts) -> None:
     parts.pio.add(layout.TESTDEV_IRQ_PORTS, layout.TESTDEV_IRQ_COUNT, testdev.lines)
     parts.mmio.add(layout.TESTDEV_MMIO, layout.TESTDEV_MMIO_SIZE, testdev.iomem)
     if parts.config.firmware is None:  # which has a bigger one
-        items = fwcfg.numbers(memory=parts.config.memory, cpus=parts.config.cpus)
+        items = fwcfg.numbers(
+            memory=parts.config.memory, cpus=parts.config.cpus, apic_ids=parts.config.all_topology.last_id + 1
+        )
         parts.pio.add(layout.FW_CFG, 2, fwcfg.FwCfg(items))
 
 
