@@ -57,6 +57,23 @@ def test_packages_are_named_as_the_distribution_does(tools: dict[str, Any]) -> N
         assert all(tool.packages)
 
 
+def test_what_moved_to_another_package(tools: dict[str, Any], tmp_path: Path) -> None:
+    """Where the first package has not brought it, the second one is installed."""
+    there, moved = tmp_path / "there", tmp_path / "moved"
+    wanted = tuple(tools["Tool"]((str(path),), ("first|second", "f", "a", "s")) for path in (there, moved))
+    installed = []
+
+    def apt_install(packages: list[str]) -> bool:
+        installed.append(packages)
+        {"first": there, "second": moved}[packages[0]].touch()
+        return True
+
+    tools.update(family=lambda: "debian", apt_install=apt_install, BUILD=tmp_path)
+    assert tools["install_packages"](wanted, again=False)
+    assert installed == [["first"], ["second"]]
+    assert not (tmp_path / "setup-failed").exists()
+
+
 def test_elsewhere_packages_are_named_and_nothing_is_installed(
     tools: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
