@@ -30,11 +30,12 @@ def test_a_vmlinux_names_its_release(save: Save) -> None:
     assert find_kernel(path).release == RELEASE
 
 
-def test_modules_lie_beside_an_unpacked_kernel(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["lib/modules", "usr/lib/modules"])
+def test_modules_lie_beside_an_unpacked_kernel(tmp_path: Path, place: str) -> None:
     (tmp_path / "boot").mkdir()
-    (tmp_path / f"lib/modules/{RELEASE}").mkdir(parents=True)
+    (tmp_path / place / RELEASE).mkdir(parents=True)
     (tmp_path / "boot/vmlinuz").write_bytes(make_bzimage(b"x"))
-    assert find_kernel(str(tmp_path / "boot/vmlinuz")).modules == str(tmp_path / f"lib/modules/{RELEASE}")
+    assert find_kernel(str(tmp_path / "boot/vmlinuz")).modules == str(tmp_path / place / RELEASE)
 
 
 def test_a_build_tree(tmp_path: Path) -> None:

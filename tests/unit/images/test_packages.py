@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from unikvm.errors import CannotRun
-from unikvm.images import cache, packages
+from unikvm.images import cache, guest, packages
 from unit.images.conftest import or_skip
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools/kvm"
@@ -126,7 +126,8 @@ def test_a_killed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.network
 def test_a_real_package() -> None:
     folder = or_skip(lambda: packages.fetched("busybox-static", lambda _text: None))
-    assert (Path(folder) / "bin/busybox").exists()
+    assert guest.busybox_binary().startswith(folder)
+    assert guest.is_static(guest.busybox_binary())
 
 
 @pytest.mark.network

@@ -24,6 +24,7 @@ MODULES = ("virtio_pci", "virtio_console")
 OPTIONAL_MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng")
 MODULES_LIST = "/unikvm/modules.list"
 BUSYBOX = "/bin/busybox"
+BUSYBOX_PLACES = ("bin/busybox", "usr/bin/busybox", "sbin/busybox")  # the second since Debian 13
 
 
 def guest_initramfs(
@@ -92,14 +93,17 @@ def _bytes(archive: Initramfs) -> bytes:
     return buffer.getvalue()
 
 
+def _busyboxes(root: str) -> list[str]:
+    return [path for place in BUSYBOX_PLACES if os.path.exists(path := os.path.join(root, place))]
+
+
 def busybox_binary(progress: Say = quiet) -> str:
     """A static busybox: Debian's busybox-static, or this machine's; empty (and said) where there is none."""
     try:
-        return os.path.join(packages.fetched("busybox-static", progress), "bin/busybox")
+        return _busyboxes(packages.fetched("busybox-static", progress))[0]
     except CannotRun as error:
-        for path in ("/bin/busybox", "/usr/bin/busybox", "/sbin/busybox"):
-            if os.path.exists(path) and is_static(path):
-                return path
+        for path in filter(is_static, _busyboxes("/")):
+            return path
         progress(f"no busybox for the guest: {error}")
         return ""
 

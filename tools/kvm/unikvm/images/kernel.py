@@ -78,7 +78,8 @@ def _default(progress: Say) -> Kernel:
 
 def _of_machine() -> Kernel | None:
     """The kernel that this machine runs, or the newest in /boot."""
-    images = [f"/boot/vmlinuz-{os.uname().release}"]
+    release = os.uname().release
+    images = [f"/boot/vmlinuz-{release}", f"/lib/modules/{release}/vmlinuz"]  # the second: Fedora, Arch
     if os.path.isdir("/boot"):
         names = [name for name in os.listdir("/boot") if name.startswith("vmlinuz-")]
         images += [f"/boot/{name}" for name in sorted(names, key=by_version, reverse=True)]
@@ -167,10 +168,11 @@ def _modules_of_tree(folder: str) -> str:
 
 def _from_image(image: str, progress: Say = quiet) -> Kernel:
     release = release_of(image)
-    beside = os.path.join(os.path.dirname(os.path.dirname(image)), "lib/modules", release)
-    for modules in (beside, f"/lib/modules/{release}"):
-        if os.path.isdir(modules):
-            return Kernel(image, release, modules)
+    root = os.path.dirname(os.path.dirname(image))
+    # Debian's packages have /usr/lib since 13.
+    for place in (f"{root}/lib/modules", f"{root}/usr/lib/modules", "/lib/modules"):
+        if os.path.isdir(os.path.join(place, release)):
+            return Kernel(image, release, os.path.join(place, release))
     where = os.path.realpath(image)  # arch/x86_64/boot/bzImage is a link
     for name in (BZIMAGE, "vmlinux"):
         if where.endswith(f"/{name}") and (modules := _modules_of_tree(where.removesuffix(f"/{name}"))):
