@@ -23,6 +23,9 @@ def test_options_of_both_programs(tmp_path: Path) -> None:
     rust = virtiofsd.arguments(str(in_rust), "/a,b", readonly=True, fd=5)
     assert "--shared-dir=/a,b" in rust
     assert "--cache=always" in rust
+    assert "--no-announce-submounts" not in rust
+    in_rust.write_bytes(b"\x7fELF --shared-dir\0no-announce-submounts\0")
+    assert "--no-announce-submounts" in virtiofsd.arguments(str(in_rust), "/a,b", readonly=True, fd=5)
 
 
 @pytest.mark.parametrize("whole", [True, False])

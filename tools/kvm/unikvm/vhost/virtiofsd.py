@@ -13,6 +13,8 @@ from unikvm.vhost.backend import Program
 
 PLACES = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/libexec/qemu/virtiofsd")
 _C_OPTION = b"source=PATH"  # in the help of the one in C
+# Newer ones in Rust announce them unasked, and overlayfs takes a mount point of the machine for one it cannot follow.
+_PLAIN_SUBMOUNTS = "--no-announce-submounts"
 
 
 def find() -> str:
@@ -29,11 +31,12 @@ def arguments(binary: str, path: str, *, readonly: bool, fd: int) -> list[str]:
     cache = "always" if readonly else "auto"
     source = place_of(path) if readonly else path
     with open(binary, "rb") as file:
-        in_c = _C_OPTION in file.read()
-    if in_c:
+        program = file.read()
+    if _C_OPTION in program:
         escaped = source.replace("\\", "\\\\").replace(",", "\\,")
         return [binary, f"--fd={fd}", "-f", "-o", f"source={escaped}", "-o", f"cache={cache}", "-o", "log_level=warn"]
-    return [binary, f"--fd={fd}", f"--shared-dir={source}", f"--cache={cache}", "--log-level=warn"]
+    options = [_PLAIN_SUBMOUNTS] if _PLAIN_SUBMOUNTS.removeprefix("--").encode() in program else []
+    return [binary, f"--fd={fd}", f"--shared-dir={source}", f"--cache={cache}", "--log-level=warn", *options]
 
 
 def place_of(path: str) -> str:
