@@ -74,6 +74,15 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "clocksource" not in launch.kernel_cmdline(wanted, launch.choose_accel(wanted))
 
 
+def test_the_emulated_tsc_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, "sse")
+    monkeypatch.setattr(launch, "tsc_khz", lambda: 2_300_000)
+    for wanted, told in ((config(), True), (config(icount=True), False)):
+        assert ("tsc_early_khz=2300000" in launch.kernel_cmdline(wanted, launch.choose_accel(wanted))) == told
+    monkeypatch.setattr(launch, "tsc_khz", lambda: 0)  # no KVM
+    assert "tsc_early_khz" not in launch.kernel_cmdline(config(), launch.choose_accel(config()))
+
+
 @pytest.mark.parametrize(
     "how", [{"cpus": 0}, {"cpus": 9}, {"memory": 1}, {"memory": 512 * MIB + 1}, {"shares": ("x",)}]
 )

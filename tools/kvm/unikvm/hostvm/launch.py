@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from unikvm.errors import CannotRun
 from unikvm.hostvm.qmp import Qmp
+from unikvm.sys.kvm import tsc_khz
 from unikvm.sys.process import Process, spawn
 from unikvm.wire import PORT_RELAY, PORTS
 
@@ -74,6 +75,10 @@ def kernel_cmdline(config: HostConfig, accel: Accel) -> str:
     parts = [_CMDLINE]
     if accel.kind != "kvm":
         parts.append(_CMDLINE_TCG)
+    # TCG's TSC is the machine's. A loaded machine stops the kernel in the middle of measuring it: time then ran 8 times
+    # too fast, and what waits for seconds gave up. Under icount the kernel measures it exactly.
+    if accel.kind == "tcg" and (khz := tsc_khz()):
+        parts.append(f"tsc_early_khz={khz}")
     if config.append:
         parts.append(config.append)
     return " ".join(parts)
@@ -90,7 +95,7 @@ def _accel_args(accel: Accel) -> list[str]:
 def machine_args(config: HostConfig, accel: Accel) -> list[str]:
     """The part of QEMU's command line that a snapshot depends on: the machine, without kernel and descriptors."""
     args = ["-name", "unikvm-host", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
-    args += ["-machine", "pc,usb=off,memory-backend=ram", "-no-hpet", *_accel_args(accel)]
+    args += ["-machine", "pc,usb=off,hpet=off,memory-backend=ram", *_accel_args(accel)]
     args += ["-smp", str(config.cpus), "-m", f"{config.memory >> 20}M"]
     args += ["-device", "virtio-serial-pci,id=ports,max_ports=8"]
     for port in (*PORTS, PORT_RELAY):
