@@ -130,6 +130,21 @@ def test_initrd_that_does_not_fit(boot: Boot) -> None:
         boot(made.elf(), initrd=b"")
 
 
+def test_initrd_before_the_kernel_where_there_is_no_room_behind_it(boot: Boot) -> None:
+    notes = made.note(b"Xen", 18, pack("<I", 0x50_0000))
+    image = made.elf(segments=((0x50_0000, b"kernel", 0x10_0000),), notes=notes)
+    archive = bytes(range(256)) * (3 << 12)  # 3 MiB
+    _, memory = boot(image, size=7 * MIB, initrd=archive)
+    (module_at,) = unpack("<Q", memory.read(layout.BOOT_INFO + 16, 8))
+    address, size, _, _ = unpack("<QQQQ", memory.read(module_at, 32))
+    assert (address, size) == (2 * MIB, 3 * MIB)
+    assert memory.read(address, size) == archive
+    assert memory.read(0x50_0000, 6) == b"kernel"
+    boot(image, size=7 * MIB, initrd=bytes(4 * MIB))
+    with pytest.raises(CannotRun, match=r"too small.*at least 11M"):
+        boot(image, size=7 * MIB, initrd=bytes(4 * MIB + 1))
+
+
 def test_files_that_are_none(boot: Boot, tmp_path: Path) -> None:
     memory = GuestMemory([(0, MIB)])
     with pytest.raises(CannotRun, match=r"cannot open .*No such file"):
@@ -194,8 +209,11 @@ def test_bzimage_initrd_stays_below_its_limit(boot: Boot) -> None:
     _, memory = boot(made.bzimage(initrd_max=0x1FF_FFFF), initrd=b"x" * 5000)
     (address,) = unpack("<I", memory.read(layout.ZERO_PAGE + 0x218, 4))
     assert address == 0x200_0000 - 8192
+    _, memory = boot(made.bzimage(initrd_max=0x10F_FFFF), initrd=b"x" * 5000)
+    (address,) = unpack("<I", memory.read(layout.ZERO_PAGE + 0x218, 4))
+    assert address == 0x100_0000 - 8192  # before the kernel, which fills [0x100_0000, 0x110_0000)
     with pytest.raises(CannotRun, match="does not fit below 0x1100000"):
-        boot(made.bzimage(initrd_max=0x10F_FFFF), initrd=b"x" * 5000)
+        boot(made.bzimage(initrd_max=0x10F_FFFF), initrd=bytes(15 * MIB + 1))
 
 
 @pytest.mark.parametrize(

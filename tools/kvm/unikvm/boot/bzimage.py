@@ -88,7 +88,7 @@ def load(image: Image, memory: GuestMemory, request: Request) -> Entry:
     limit = unpack_from("<I", head, _CMDLINE_SIZE)[0]
     cmdline = write_cmdline(image, memory, request.cmdline, limit)
     ceiling = unpack_from("<I", head, _INITRD_ADDR_MAX)[0] + 1
-    initrd = load_initrd(image, memory, request.modules, end, ceiling)
+    initrd = load_initrd(image, memory, request.modules, (address, end), ceiling)
     _write_zero_page(memory, head, address, cmdline, initrd, request.rsdp)
     if flags & _XLF_KERNEL_64:
         return Entry(LONG, {"rip": address + _ENTRY_64, "rsi": layout.ZERO_PAGE})
@@ -97,12 +97,12 @@ def load(image: Image, memory: GuestMemory, request: Request) -> Entry:
 
 def load_vmlinux(image: Image, parsed: Elf, memory: GuestMemory, request: Request) -> Entry:
     """Load a 64-bit ELF of Linux. What a bzImage's unpacker would do before it jumps there is done here."""
-    end = load_segments(image, memory, parsed.segments)
+    span = load_segments(image, memory, parsed.segments)
     entry = parsed.physical(parsed.entry)
     if not any(s.address <= entry < s.address + s.size for s in parsed.segments):
         raise image.bad(f"it is corrupt: its entry point {entry:#x} is in no segment")
     cmdline = write_cmdline(image, memory, request.cmdline, _LINUX_CMDLINE)
-    initrd = load_initrd(image, memory, request.modules, end, _ANY_INITRD_MAX + 1)
+    initrd = load_initrd(image, memory, request.modules, span, _ANY_INITRD_MAX + 1)
     head = bytearray(_HEAD_SIZE)
     pack_into("<H", head, _BOOT_FLAG, _BOOT_FLAG_MAGIC)
     head[_JUMP_LENGTH] = _HEAD_SIZE - MAGIC_AT

@@ -84,12 +84,13 @@ class Segment(Record):
     file_size: int
 
 
-def load_segments(image: Image, memory: GuestMemory, segments: Sequence[Segment]) -> int:
-    """Read `segments` into RAM. Returns the end of the highest. CannotRun when one does not fit."""
+def load_segments(image: Image, memory: GuestMemory, segments: Sequence[Segment]) -> tuple[int, int]:
+    """Read `segments` into RAM. Returns the [start, end) of all of them. CannotRun when one does not fit."""
     if not segments:
         raise image.bad("it has nothing to load")
     last_end = 0
-    for segment in sorted(segments, key=lambda each: each.address):
+    ordered = sorted(segments, key=lambda each: each.address)
+    for segment in ordered:
         start, end = segment.address, segment.address + segment.size
         if segment.file_size > segment.size or segment.offset + segment.file_size > image.size:
             raise image.bad(f"it is truncated or corrupt: a segment at {start:#x} reaches beyond the file")
@@ -98,7 +99,7 @@ def load_segments(image: Image, memory: GuestMemory, segments: Sequence[Segment]
         check_room(image, memory, start, end)
         memory.readinto_from(image.fd, segment.offset, start, segment.file_size)
         last_end = end
-    return last_end
+    return ordered[0].address, last_end
 
 
 def check_room(image: Image, memory: GuestMemory, start: int, end: int) -> None:
@@ -130,11 +131,13 @@ def write_cmdline(image: Image, memory: GuestMemory, cmdline: bytes, limit: int)
 
 
 def load_initrd(
-    image: Image, memory: GuestMemory, archives: Sequence[Image], floor: int, ceiling: int
+    image: Image, memory: GuestMemory, archives: Sequence[Image], kernel: tuple[int, int], ceiling: int
 ) -> tuple[int, int]:
     """Load the archives as one initramfs, as high below `ceiling` as it fits. Returns its (address, size).
 
-    The kernel unpacks concatenated archives one after the other when each starts at a multiple of 4.
+    In little memory there may be no room behind the `kernel`, which fills [start, end); then they lie before it, where
+    Linux leaves 15 MiB. The kernel unpacks concatenated archives one after the other when each starts at a multiple of
+    4.
     """
     if not archives:
         return 0, 0
@@ -144,9 +147,12 @@ def load_initrd(
     if size == 0:
         raise archives[0].bad("the initramfs is empty")
     ceiling = min(ceiling, layout.low_ram_end(memory.size))
+    start, end = kernel
     address = (ceiling - size) // PAGE * PAGE
-    if address < floor:
-        missing = _align(floor, PAGE) + _align(size, PAGE)
+    if address < end:
+        address = (min(start, ceiling) - size) // PAGE * PAGE
+    if address < layout.HIGH_RAM:
+        missing = _align(end, PAGE) + _align(size, PAGE)
         if missing <= layout.LOW_RAM_END and ceiling == layout.low_ram_end(memory.size):
             raise needs_memory(image, missing)
         raise image.bad(f"its initramfs of {size} bytes does not fit below {ceiling:#x}")

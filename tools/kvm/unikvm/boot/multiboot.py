@@ -43,7 +43,7 @@ def load(image: Image, header_at: int, memory: GuestMemory, request: Request) ->
     else:
         parsed = elf.parse(image)
         entry, segments = parsed.physical(parsed.entry), parsed.segments
-    end = load_segments(image, memory, segments)
+    _, end = load_segments(image, memory, segments)
     if not any(s.address <= entry < s.address + s.size for s in segments):
         raise image.bad(f"it is corrupt: its entry point {entry:#x} is in no segment")
     modules = load_modules(image, memory, request.modules, max(end, layout.HIGH_RAM))

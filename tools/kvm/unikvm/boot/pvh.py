@@ -49,11 +49,11 @@ def load(image: Image, parsed: elf.Elf, memory: GuestMemory, request: Request) -
     if found is None:
         raise image.bad("it has no PVH note", "build the kernel with CONFIG_PVH=y, or boot its bzImage")
     address, is_linux = found
-    end = load_segments(image, memory, parsed.segments)
+    span = load_segments(image, memory, parsed.segments)
     if not any(s.address <= address < s.address + s.size for s in parsed.segments):
         raise image.bad(f"it is corrupt: its PVH entry point {address:#x} is in no segment")
     cmdline = write_cmdline(image, memory, request.cmdline, _LINUX_CMDLINE if is_linux else _ANY_CMDLINE)
-    initrd, initrd_size = load_initrd(image, memory, request.modules, end, layout.LOW_RAM_END)
+    initrd, initrd_size = load_initrd(image, memory, request.modules, span, layout.LOW_RAM_END)
     _write_start_info(memory, cmdline, initrd, initrd_size, request.rsdp)
     return Entry(PROTECTED, {"rip": address, "rbx": layout.BOOT_INFO})
 
