@@ -9,12 +9,13 @@ from unikvm.errors import CannotRun
 
 
 def add_environment(found: dict[str, str], given: list[str]) -> None:
-    """Put what the values of --env say into `found`: NAME=VALUE, or NAME as it is here."""
+    """Put what the values of --env say into `found`: NAME=VALUE, or NAME as it is here, if it is."""
     for text in given:
         name, equals, value = text.partition("=")
         if not name:
             raise CannotRun(f"--env {text}: no name", hint="NAME=VALUE, or NAME for this machine's value")
-        found[name] = value if equals else os.environ.get(name, "")
+        if equals or name in os.environ:
+            found[name] = value if equals else os.environ[name]
 
 
 def split(
