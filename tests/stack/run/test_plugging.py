@@ -99,4 +99,4 @@ def test_by_the_commands(host: HostVm, share: Path) -> None:
     gone, console, nothing = rest[rest.index("}") + 1 :]
     assert gone == "0"
     assert "console, which stays" in console
-    assert "No such file" in nothing
+    assert "no such image" in nothing

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from unikvm.cli import elsewhere
 from unikvm.cli.main import COMMANDS, main, split_command, usage
 from unikvm.cli.options.disks import parse_disk
 from unikvm.cli.outcome import save_result
@@ -35,15 +36,18 @@ def test_usage_names_every_command() -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["nonsense"], ["run", "--nonsense"], ["run", "-k", "/no/such/kernel"], ["run", "-m", "lots"], ["doctor", "x"]],
+    [
+        ["nonsense"],
+        ["run", "--nonsense"],
+        ["run", "-k", "/no/such/kernel"],
+        ["run", "-m", "lots"],
+        ["doctor", "x"],
+        ["run", "-d", "/no/such"],
+        ["attach", "lab", "-d", "/no/such"],
+    ],
 )
 def test_errors_are_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        status = main(argv)
-    except SystemExit as end:
-        status = int(str(end.code))
-    assert status == CANNOT_RUN
-    errors = capsys.readouterr().err
+    errors = said(argv, capsys)
     assert errors.startswith("unikvm: ")
     assert errors.count("\n") == 1
 
@@ -51,6 +55,76 @@ def test_errors_are_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]
 def test_what_follows_the_dashes_is_the_command() -> None:
     assert split_command(["-k", "K", "--", "ls", "--", "-l"]) == (["-k", "K"], ["ls", "--", "-l"])
     assert split_command(["-k", "K"]) == (["-k", "K"], [])
+
+
+def said(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the program says of a command line that it does not take."""
+    try:
+        status = main(argv)
+    except SystemExit as end:
+        status = int(str(end.code))
+    assert status == CANNOT_RUN
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ps", "no command 'ps' (use `unikvm list`)"),
+        ("chek", "no command 'chek' (use `unikvm check`)"),
+        ("help frob", "no command 'frob' (one of run, "),
+        ("run -kernel x", "no option -kernel: use --kernel "),
+        ("run -name lab", "no option -name: use --name "),
+        ("run -smp 2", "no option -smp: use --cpus "),
+        ("run -m 1G --memory=2G", "no option --memory: use --mem "),
+        ("run --timout 3", "no option --timout: use --timeout "),
+        ("run --nonsense", "no option --nonsense (see "),
+        ("run uname -a", "no option -a: a command comes after `--` "),
+        ("run vmlinux ls", "'ls' is one word too many: a command comes after `--` "),
+        ("shell lab -- ls", "'ls' is one word too many (see "),
+        ("exec lab", "no command (unikvm exec NAME CMD, "),
+        ("set", "required: KEY=VALUE "),
+    ],
+)
+def test_mistakes_are_told_what_to_type(line: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in said(line.split(), capsys)
+
+
+def test_names_of_other_tools_lead_to_what_there_is() -> None:
+    assert {meant.split()[0] for meant in elsewhere.COMMANDS.values()} <= set(COMMANDS)
+    assert not elsewhere.COMMANDS.keys() & COMMANDS.keys()
+    known = command_parser("run")._option_string_actions
+    named = {word for meant in elsewhere.OPTIONS.values() for word in meant.split() if word.startswith("--")}
+    assert named <= known.keys()
+    assert not elsewhere.OPTIONS.keys() & known.keys()
+
+
+def test_short_options_take_their_values_as_they_did() -> None:
+    args = command_parser("run").parse_args(["-c4", "-m1G", "-vv", "-pquiet"])
+    assert (args.cpus, args.mem, args.verbose, args.append) == ("4", "1G", 2, "quiet")
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "command"),
+    [
+        ("lab ls -l", ["lab"], ["ls", "-l"]),
+        ("-it lab sh", ["-it", "lab"], ["sh"]),
+        ("lab -t top -b", ["lab", "-t"], ["top", "-b"]),
+        ("--user daemon lab id -u", ["--user", "daemon", "lab"], ["id", "-u"]),
+        ("--env=A=b -w /tmp lab env", ["--env=A=b", "-w", "/tmp", "lab"], ["env"]),
+        ("lab", ["lab"], []),
+        ("lab --user", ["lab", "--user"], []),
+    ],
+)
+def test_exec_takes_a_command_without_dashes(line: str, options: list[str], command: list[str]) -> None:
+    assert command_parser("exec").split(line.split()) == (options, command)
+
+
+def test_a_directory_as_standard_input() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"{TREE}/scripts/unikvm" list < /'], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (CANNOT_RUN, "unikvm: standard input is a directory\n")
 
 
 def test_disks() -> None:

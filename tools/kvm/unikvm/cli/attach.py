@@ -29,6 +29,8 @@ def main(args: argparse.Namespace) -> int:
     devices: list[dict[str, object]] = []
     for text in args.disk:
         disk = parse_disk(text)
+        if not os.path.exists(disk.path):
+            raise CannotRun(f"no such image: {disk.path}")
         devices.append({"disk": disk.replace(path=os.path.abspath(disk.path)).asdict()})
     if args.net or args.forward:
         from unikvm.cli.options.network import parse

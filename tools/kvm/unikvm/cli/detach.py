@@ -13,9 +13,16 @@ import argparse
 from unikvm.control import client
 from unikvm.errors import CannotRun
 
+USAGE = "unikvm detach [NAME] ADDRESS [OPTION...]"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="+", metavar="[NAME] DEVICE", help="the guest, and the device's address")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="ADDRESS",
+        help="the guest (default: the only one that runs), and the device's address",
+    )
     parser.add_argument(
         "--seconds", metavar="S", type=float, default=10.0, help="for the guest to let go (default: 10)"
     )

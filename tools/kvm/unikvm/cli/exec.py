@@ -2,7 +2,7 @@
 """`unikvm exec`: run a command in a guest that runs, beside what it does.
 
 examples:
-  unikvm exec lab -- dmesg           in the guest that `unikvm run -n lab` started
+  unikvm exec lab dmesg              in the guest that `unikvm run -n lab` started
   unikvm exec -- ps                  in the only one that runs
   unikvm exec lab -t -- top          on a terminal
   tar c . | unikvm exec lab --cwd /tmp -- tar x
@@ -23,24 +23,29 @@ from unikvm.cli.remote import EXEC_KEYS, connect, run
 from unikvm.errors import MAX_CMD_STATUS, CannotRun
 from unikvm.remote.command import request
 
-USAGE = "unikvm exec [NAME] [OPTION...] -- CMD..."
+USAGE = "unikvm exec [NAME] [OPTION...] -- CMD... | unikvm exec [OPTION...] NAME CMD..."
+BARE_COMMAND = True  # as of `docker exec` and `ssh`: without a `--` the second word begins it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="the guest (default: the only one that runs)")
-    parser.add_argument("--cwd", metavar="DIR", default="", help="working directory (default: the user's home)")
-    parser.add_argument(
-        "--user", metavar="USER", default="", help="as NAME of the guest, UID or UID:GID (default: root)"
-    )
-    parser.add_argument(
-        "--env", metavar="NAME=VALUE", action="append", default=[], help="environment; NAME alone: as here; repeatable"
-    )
+    parser.add_argument("-w", "--cwd", metavar="DIR", default="", help="working directory (default: the user's home)")
+    add_who(parser)
     parser.add_argument("-t", "--tty", action="store_true", help="on a terminal of its own; Ctrl-A h helps")
+    parser.add_argument("-i", action="store_true", help=argparse.SUPPRESS)  # of habit
+
+
+def add_who(parser: argparse.ArgumentParser) -> None:
+    """As whom, and with what environment."""
+    text = "as NAME of the guest, UID or UID:GID (default: root)"
+    parser.add_argument("-u", "--user", metavar="USER", default="", help=text)
+    text = "environment; NAME alone: as here; repeatable"
+    parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help=text)
 
 
 def main(args: argparse.Namespace) -> int:
     if not args.command:
-        raise CannotRun("no command", hint="unikvm exec NAME -- CMD; `unikvm shell NAME` for a shell")
+        raise CannotRun("no command", hint="unikvm exec NAME CMD, or -- CMD in the only guest; unikvm shell NAME")
     with connect(args.name) as stream:
         env = environment(args.env, terminal=args.tty)
         status = run(

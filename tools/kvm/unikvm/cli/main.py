@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
-from unikvm.errors import CANNOT_RUN, VMM_ERROR, UnikvmError
+from unikvm.errors import CANNOT_RUN, VMM_ERROR, CannotRun, UnikvmError
 
 # Name → one line. The modules are imported when they are called for: start-up time is a feature.
 COMMANDS = {
@@ -64,28 +64,41 @@ def usage() -> str:
 
 
 def dispatch(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        if len(argv) > 1 and argv[1] in COMMANDS:
-            argv = [argv[1], "--help"]
-        else:
-            sys.stdout.write(usage())
-            return 0 if argv else CANNOT_RUN
+    if argv and argv[0] in ("-h", "--help", "help"):
+        argv = [*argv[1:2], "--help"]
+    if not argv or argv[0] == "--help":
+        sys.stdout.write(usage())
+        return 0 if argv else CANNOT_RUN
     if argv[0] in ("-V", "--version"):
         argv = ["version", *argv[1:]]
     name = argv[0]
     if name not in COMMANDS:
-        sys.stderr.write(f"unikvm: no command {name!r} (one of {', '.join(COMMANDS)})\n")
-        return CANNOT_RUN
-    options, command = split_command(argv[1:])
+        from unikvm.cli.elsewhere import command as find
+
+        meant = find(name, COMMANDS)
+        hint = f"use `unikvm {meant}`" if meant else f"one of {', '.join(COMMANDS)}"
+        raise CannotRun(f"no command {name!r}", hint=hint)
     module = load(name)
+    options: list[str] = argv[1:]
+    command: list[str] = []
+    if takes_command(getattr(module, "USAGE", None)):
+        options, command = split_command(options)
     quick = getattr(module, "quick_parse", None)
     args = quick(options) if quick else None
     if args is None:
         from unikvm.cli.parser import command_parser
 
-        args = command_parser(name).parse_args(options)
+        parser = command_parser(name)
+        if getattr(module, "BARE_COMMAND", False) and "--" not in argv:
+            options, command = parser.split(options)
+        args = parser.parse_args(options)
     args.command = command
     return module.main(args)
+
+
+def takes_command(usage: str | None) -> bool:
+    """Whether what follows `--` is a command, by the command's USAGE."""
+    return "-- " in (usage or "")
 
 
 def split_command(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -170,6 +170,9 @@ def _check(plan: Plan) -> None:
     for share in plan.shares:
         if not os.path.isdir(share):
             raise CannotRun(f"--share {share}: no such directory")
+    for path in (*(disk.path for disk in plan.config.disks), *(pmem.path for pmem in plan.config.pmems)):
+        if not os.path.exists(path):
+            raise CannotRun(f"no such image: {path}")
     if plan.config.initrd and not os.path.isfile(plan.config.initrd):
         raise CannotRun(f"no such initrd: {plan.config.initrd}")
 

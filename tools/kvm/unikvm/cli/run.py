@@ -6,7 +6,7 @@ examples:
   unikvm run                                  Debian's kernel and a shell
   unikvm run -k arch/x86/boot/bzImage -- CMD  your kernel, one command, its exit status
   unikvm run -d disk.img,ro -m 1G -c 2        a disk, more memory, two CPUs
-  unikvm run --net user --forward 8080:80      a network, and port 80 of the guest at localhost:8080
+  unikvm run --net user --forward 8080:80     a network, and port 80 of the guest at localhost:8080
   unikvm run --root / --rwdir . -- make test  this machine's files in the guest; only . is written to
 
 keys: Ctrl-A x leaves, Ctrl-A h helps.

@@ -15,13 +15,15 @@ import argparse
 from unikvm.control import client
 from unikvm.errors import CannotRun
 
+USAGE = "unikvm set [NAME] KEY=VALUE..."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="[NAME] KEY=VALUE",
-        help="the guest (default: the only one), and what to set",
+        metavar="KEY=VALUE",
+        help="the guest (default: the only one that runs), and what to set: cpus=N, mem=SIZE",
     )
 
 

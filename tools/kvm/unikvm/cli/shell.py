@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import argparse
 
-from unikvm.cli.exec import environment, shown
+from unikvm.cli.exec import add_who, environment, shown
 from unikvm.cli.remote import EXEC_KEYS, connect, run
 from unikvm.remote.command import request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="the guest (default: the only one that runs)")
-    parser.add_argument(
-        "--user", metavar="USER", default="", help="as NAME of the guest, UID or UID:GID (default: root)"
-    )
-    parser.add_argument(
-        "--env", metavar="NAME=VALUE", action="append", default=[], help="environment; NAME alone: as here; repeatable"
-    )
+    add_who(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -117,7 +117,8 @@ def meant_by(name: str, say: Say) -> str:
             cache.write(note, [found.encode()])
             return found
     if not os.path.exists(note):
-        raise CannotRun(f"apt knows no package {name}", hint="`apt-get update` renews its lists; or name a kernel")
+        hint = "`apt-get update` renews its lists; or name a kernel, or a command after `--`"
+        raise CannotRun(f"apt knows no package {name}", hint=hint)
     with open(note, encoding="utf-8") as file:
         last = file.read()
     if not fresh:
