@@ -97,6 +97,22 @@ def test_a_shell_and_its_keys(shell: Terminal) -> None:
     assert shell.end() == 0
 
 
+def test_a_disk_comes_to_a_guest_that_nobody_named(shell: Terminal, tmp_path: Path) -> None:
+    """A terminal makes a guest reachable, and so a guest that devices come to."""
+    shell.expect(b"# ")
+    pid = str(shell.process.pid)
+    listed = subprocess.run([LAUNCHER, "list"], capture_output=True, text=True, timeout=SECONDS, check=True).stdout
+    name = next(line.split()[0] for line in listed.splitlines() if line.split()[1] == pid)
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"hello".ljust(1 << 20, b"\0"))
+    argv = [LAUNCHER, "attach", name, "--disk", f"{image},ro"]
+    assert subprocess.run(argv, capture_output=True, timeout=SECONDS, check=True).stdout.startswith(b"00:")
+    shell.type(b"until head -c 5 /dev/vda | grep hello; do sleep 0.2; done 2>/dev/null\r")
+    shell.expect(b"\nhello\r\n")
+    shell.type(b"\x01x")
+    assert shell.end() == 0
+
+
 @pytest.mark.parametrize("shell", ["serial"], indirect=True)
 def test_the_serial_console(shell: Terminal) -> None:
     shell.expect(b"# ")

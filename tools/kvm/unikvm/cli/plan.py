@@ -98,6 +98,10 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
     spec = args.kernel or args.image
     linux = not args.firmware and (not (spec and os.path.isfile(spec)) or is_linux(spec))
     console = args.console or ("virtio" if linux else "serial")
+    command = tuple(args.command)
+    if linux and not command and args.initrd is None and console != "serial" and not os.isatty(0):
+        command = ("sh",)  # a script on standard input: exact bytes and a status, not a terminal without a user
+    reachable = bool(args.name) or (linux and not command)
     config = Config(
         kernel=spec or "",
         initrd=args.initrd,
@@ -107,15 +111,12 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         disks=disks,
         console=console,
         transport=args.transport,
-        hotplug=bool(args.name and (linux or args.firmware) and args.transport == "pci"),
+        hotplug=reachable and bool(linux or args.firmware) and args.transport == "pci",
         name=args.name or "unikvm",
         testdev=args.testdev,
         kernel_half=not args.no_kernel_half,
         allow_mismatch=args.allow_mismatch,
     )
-    command = tuple(args.command)
-    if linux and not command and args.initrd is None and console != "serial" and not os.isatty(0):
-        command = ("sh",)  # a script on standard input: exact bytes and a status, not a terminal without a user
     plan = Plan(
         config,
         linux,
@@ -128,7 +129,7 @@ def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
         quiet=args.quiet,
         exits=args.exits,
         spec=spec or "Debian's",
-        reachable=bool(args.name) or (linux and not command),
+        reachable=reachable,
         named=bool(args.name),
         host_kernel=args.host_kernel,
         shares=tuple(os.path.abspath(share) for share in args.share),

@@ -236,7 +236,10 @@ class Machine:
 
     def _hotplug(self) -> Hotplug:
         if self._parts.hotplug is None:
-            raise CannotRun("nothing comes or goes in this guest", hint="unikvm run -n NAME, --cpus 2,max=8")
+            raise CannotRun(
+                "nothing comes or goes in this guest",
+                hint="a Linux guest on PCI, with a name or a terminal; --cpus 2,max=8",
+            )
         return self._parts.hotplug
 
     def _maker(self, device: VirtioDevice | Disk | Net) -> Callable[[], VirtioDevice]:
