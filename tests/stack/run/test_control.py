@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from unikvm.errors import CANNOT_RUN, VMM_ERROR
+from unikvm.errors import CANNOT_RUN
 from unikvm.images.artifacts import LAUNCHER
 
 SECONDS = 120.0
@@ -71,7 +71,7 @@ def test_a_named_guest_is_seen_asked_and_stopped(guests: Guests) -> None:
     assert guests.ask("list").stdout.splitlines()[1].split()[:2] == ["lab", str(process.pid)]
     assert "cpuid" in guests.ask("stat", "--exits").stdout
     refused = guests.ask("set", "lab", "no-such=1")
-    assert refused.returncode == VMM_ERROR
+    assert refused.returncode == CANNOT_RUN
     assert "no setting 'no-such'" in refused.stderr
     twin = guests.start("-n", "lab", "--", "true")
     assert twin.wait(SECONDS) == CANNOT_RUN

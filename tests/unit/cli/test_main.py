@@ -155,6 +155,14 @@ def test_closed_standard_descriptors(closed: str) -> None:
     assert subprocess.run(argv, stderr=subprocess.PIPE, timeout=60, check=False).returncode == CANNOT_RUN
 
 
+@pytest.mark.parametrize("command", ["run --help", "version", "nonsense"])
+def test_a_full_disk_is_one_line_and_no_success(command: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"{TREE}/scripts/unikvm" {command} > /dev/full'], stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.count(b"\n")) == (CANNOT_RUN, 1)
+
+
 def test_a_result_that_cannot_be_written_leaves_no_half(tmp_path: Path) -> None:
     with pytest.raises(CannotRun, match=r"cannot write the result to /dev/full: No space left on device$"):
         save_result("/dev/full", b"{}")

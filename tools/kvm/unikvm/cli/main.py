@@ -144,11 +144,20 @@ def open_standard_descriptors() -> None:
 def entry() -> None:
     """Run the command line and end the process with its status."""
     open_standard_descriptors()
-    status = main()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            pass  # nobody reads, or there is no room: the status counts
+    try:
+        status = main()
+    except SystemExit as end:  # argparse's way out, after --help as well
+        status = int(end.code or 0)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # nobody reads on: the status counts
+    except OSError as error:
+        sys.stderr.write(f"unikvm: stdout cannot be written: {error.strerror}\n")
+        status = status or CANNOT_RUN
+    try:
+        sys.stderr.flush()
+    except OSError:
+        pass
     # Nothing is left to do, and the interpreter's own tear-down takes longer than a payload.
     os._exit(status)

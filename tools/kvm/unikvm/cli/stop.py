@@ -16,7 +16,7 @@ import argparse
 import time
 
 from unikvm.control import client, names
-from unikvm.errors import CannotRun, UnikvmError
+from unikvm.errors import CannotRun
 
 _STEP = 0.05  # seconds between two looks whether it has ended
 
@@ -38,6 +38,6 @@ def main(args: argparse.Namespace) -> int:
     while left := [name for name in asked if name in names.running()]:
         if time.monotonic() > deadline:
             hint = "it may not listen to its power button: `unikvm stop` without --power" if args.power else ""
-            raise UnikvmError(f"{', '.join(left)} did not end within {args.timeout:g} s", hint=hint)
+            raise CannotRun(f"{', '.join(left)} did not end within {args.timeout:g} s", hint=hint)
         time.sleep(_STEP)
     return 0

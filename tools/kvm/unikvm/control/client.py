@@ -8,7 +8,7 @@ from _socket import MSG_PEEK
 from typing import TYPE_CHECKING
 
 from unikvm.control.names import connect, running
-from unikvm.errors import CannotRun, UnikvmError
+from unikvm.errors import CannotRun
 
 if TYPE_CHECKING:
     from unikvm.sys.unixsocket import Socket
@@ -29,7 +29,7 @@ def choose(name: str | None) -> str:
 
 
 def call(name: str, command: str, *, seconds: float = SECONDS, **arguments: object) -> object:
-    """The guest's answer to `command`. CannotRun where there is no such guest, UnikvmError where it says no."""
+    """The guest's answer to `command`. CannotRun where there is no such guest, and where it says no."""
     sock = connect(name)
     try:
         return _ask(sock, name, command, seconds, arguments)
@@ -58,14 +58,14 @@ def _ask(sock: Socket, name: str, command: str, seconds: float, arguments: dict[
             # Looked at first: what follows the reply belongs to the stream.
             data = sock.recv(1 << 16, MSG_PEEK)
             if not data:
-                raise UnikvmError(f"the guest {name} ended before it answered")
+                raise CannotRun(f"the guest {name} ended before it answered")
             length = data.find(b"\n") + 1 or len(data)
             line += sock.recv(length)
     except TimeoutError:
-        raise UnikvmError(f"the guest {name} does not answer within {seconds:g} s") from None
+        raise CannotRun(f"the guest {name} does not answer within {seconds:g} s") from None
     except OSError as error:
-        raise UnikvmError(f"the guest {name} is lost: {error.strerror}") from None
+        raise CannotRun(f"the guest {name} is lost: {error.strerror}") from None
     reply = json.loads(line)
     if "error" in reply:
-        raise UnikvmError(reply["error"]["desc"])
+        raise CannotRun(reply["error"]["desc"])
     return reply["return"]

@@ -32,7 +32,7 @@ def directory(*parts: str) -> str:
         except FileExistsError:
             pass
         except OSError as error:
-            raise CannotRun(f"{path}: {error.strerror}") from None
+            raise CannotRun(f"{path}: {error.strerror}", hint="XDG_RUNTIME_DIR names another place") from None
         status = os.lstat(path)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise CannotRun(f"{path} is open to others", hint="remove it")
