@@ -155,6 +155,11 @@ def test_closed_standard_descriptors(closed: str) -> None:
     assert subprocess.run(argv, stderr=subprocess.PIPE, timeout=60, check=False).returncode == CANNOT_RUN
 
 
+def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "unikvm.cli.doctor", None)
+    assert f"{sys.executable} has no package unikvm.cli.doctor (`make setup`" in said(["doctor"], capsys)
+
+
 @pytest.mark.parametrize("command", ["run --help", "version", "nonsense"])
 def test_a_full_disk_is_one_line_and_no_success(command: str) -> None:
     done = subprocess.run(

@@ -121,6 +121,11 @@ def main(argv: list[str] | None = None) -> int:
         return CANNOT_RUN
     except BrokenPipeError:
         return CANNOT_RUN  # nobody reads on
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"unikvm: {sys.executable} has no package {error.name} (`make setup` installs what is missing)\n"
+        )
+        return CANNOT_RUN
     except Exception as error:
         if os.environ.get("UNIKVM_DEBUG"):
             raise
