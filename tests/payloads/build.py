@@ -22,12 +22,10 @@ CFLAGS = [
 LDFLAGS = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack"]
 # fmt: on
 
+PLAIN = ("hello", "bootinfo", "count", "storm", "mmio", "smp", "ending", "timer", "echo", "disk", "straddle")
 # The multiboot twins are the same programs without the PVH note, which would win.
 PAYLOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    **{
-        f"{name}.elf": (("start.S", "payload.c", f"{name}.c"), ())
-        for name in ("hello", "bootinfo", "count", "storm", "mmio", "smp", "ending", "echo", "disk", "straddle")
-    },
+    **{f"{name}.elf": (("start.S", "payload.c", f"{name}.c"), ()) for name in PLAIN},
     **{f"{name}.elf": (("start.S", "payload.c", "virtio.c", f"{name}.c"), ()) for name in ("writer", "hostile")},
     **{
         f"{name}-multiboot.elf": (("start.S", "payload.c", f"{name}.c"), ("-DNO_PVH",))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from unikvm.errors import KvmError
 from unikvm.machine.events import DebugExit, Event, Panic, PowerOff, Reset, Timeout, TripleFault
 from unikvm.machine.machine import Access, Machine
 
@@ -31,6 +32,33 @@ def test_ends(payload: Payload, how: str, kind: type[Event], transport: str) -> 
 def test_a_guest_that_hangs_times_out(payload: Payload) -> None:
     with make(payload("ending.elf"), "hang") as machine:
         assert machine.run(timeout=0.5) == Timeout(0.5)
+
+
+COUNTS = "it counts\n"
+RATE_GENERATOR, ONE_SHOT = "status 0x34\n", "status 0x30\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("control", RATE_GENERATOR + COUNTS),
+        ("count", RATE_GENERATOR + COUNTS),
+        ("read", "0x0\n" + RATE_GENERATOR + COUNTS),
+        ("gate", ONE_SHOT + COUNTS),
+        ("speaker", "0x0\n" + ONE_SHOT + COUNTS),
+    ],
+)
+def test_the_timer_is_there_from_the_first_access_on(payload: Payload, first: str, said: str) -> None:
+    with make(payload("timer.elf"), first) as machine:
+        assert machine.run(timeout=SECONDS) == DebugExit(0)
+        assert machine.console.decode() == said
+
+
+def test_a_timer_that_no_one_touched_was_not_made(payload: Payload) -> None:
+    with make(payload("hello.elf")) as machine:
+        assert machine.run(timeout=SECONDS) == DebugExit(0)
+        with pytest.raises(KvmError, match="KVM_GET_PIT2"):
+            machine.parts.vm.pit()
 
 
 def test_serial_input_arrives_by_interrupt(payload: Payload) -> None:

@@ -217,7 +217,6 @@ def _create_vm(kvm: Kvm) -> Vm:
         vm.set_tss_addr(layout.KVM_TSS)
         vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
         vm.create_irqchip()
-        vm.create_pit()
     except BaseException:
         vm.close()
         raise

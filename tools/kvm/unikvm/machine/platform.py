@@ -7,6 +7,7 @@ from unikvm.arch.x86_64 import acpi, layout
 from unikvm.devices.acpipm import AcpiPm
 from unikvm.devices.debugexit import DebugExit as DebugExitPort
 from unikvm.devices.i8042 import I8042
+from unikvm.devices.pit import Pit
 from unikvm.devices.pvpanic import PvPanic
 from unikvm.devices.rtc import Rtc
 from unikvm.devices.serial import Serial
@@ -72,7 +73,10 @@ def add_platform(parts: Parts, output: Callable[[bytes], object], ending: Ending
         cpus=config.cpus,
         schedule=parts.io.schedule,
     )
+    pit = Pit(parts.vm)
     devices: tuple[tuple[int, int, BusDevice], ...] = (
+        (layout.PIT, layout.PIT_SIZE, pit.timer),
+        (layout.SPEAKER, 1, pit.speaker),
         (layout.COM1, layout.COM1_SIZE, parts.serial),
         (layout.RTC, 2, rtc),
         (layout.PM1A_EVENT, layout.PM1A_EVENT_SIZE, parts.power.event),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeVar
 
+    from unikvm.uapi.kvm_state import kvm_pit_state2
+
     S = TypeVar("S", bound=ctypes.Structure)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -138,6 +140,18 @@ class Vm:
     def create_pit(self) -> None:
         """In-kernel 8254. Without the dummy speaker port TSC calibration through port 0x61 fails."""
         _ioctl(self.fd, "KVM_CREATE_PIT2", uapi.kvm_pit_config(flags=uapi.KVM_PIT_SPEAKER_DUMMY))
+
+    def pit(self) -> kvm_pit_state2:
+        """State of the in-kernel 8254."""
+        from unikvm.uapi.kvm_state import kvm_pit_state2
+
+        state = kvm_pit_state2()
+        _ioctl(self.fd, "KVM_GET_PIT2", state)
+        return state
+
+    def set_pit(self, state: kvm_pit_state2) -> None:
+        """Put the in-kernel 8254 into `state`; its counters start again."""
+        _ioctl(self.fd, "KVM_SET_PIT2", state)
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, flags: int = 0) -> None:
         """Map `size` bytes at host address `hva` to guest-physical `gpa`; size 0 removes the slot."""

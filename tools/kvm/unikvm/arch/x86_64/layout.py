@@ -55,7 +55,10 @@ PCI_MMIO64_SIZE = 32 * _GIB
 PLUGGABLE_STEP = 128 << 20  # Linux adds memory in such blocks, so less of the region would be of no use to it
 
 # Ports
+PIT = 0x40
+PIT_SIZE = 4
 I8042_DATA = 0x60
+SPEAKER = 0x61
 I8042_COMMAND = 0x64
 RTC = 0x70
 TESTDEV_PORTS = 0xE0

@@ -36,10 +36,12 @@ def memory_ranges() -> _Rows:
 
 
 def port_ranges() -> _Rows:
-    """[start, end) and use of every port, ascending. The 8259s, the 8254 and port 0x61 are in KVM."""
+    """[start, end) and use of every port, ascending. The 8259s are in KVM."""
     irq_ports_end = pc.TESTDEV_IRQ_PORTS + pc.TESTDEV_IRQ_COUNT
     return [
+        (pc.PIT, pc.PIT + pc.PIT_SIZE, "8254 timer (in KVM from the first access on)"),
         (pc.I8042_DATA, pc.I8042_DATA + 1, "i8042 data"),
+        (pc.SPEAKER, pc.SPEAKER + 1, "the 8254's speaker port (likewise)"),
         (pc.I8042_COMMAND, pc.I8042_COMMAND + 1, "i8042 command and status; reset"),
         (pc.RTC, pc.RTC + 2, "CMOS RTC"),
         (pc.SYSTEM_CONTROL, pc.SYSTEM_CONTROL + 1, "with firmware: system control port A; reset"),
