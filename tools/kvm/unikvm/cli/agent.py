@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unikvm.control.server import Server
     from unikvm.hostvm.host import HostVm
     from unikvm.machine.agentlink import AgentLink
+    from unikvm.sys.eventloop import EventLoop
     from unikvm.virtio.device import VirtioDevice
 
 GUEST_MODULES = ("vmw_vsock_virtio_transport",)  # where its kernel has it
@@ -36,13 +37,16 @@ class AgentAccess:
             except CannotRun as error:
                 self._why = f"has no vsock: {error}"
 
-    def serve(self, server: Server, loop: Any, name: str) -> None:
+    def start(self, loop: EventLoop) -> None:
+        """Wait for the agent, on the thread of `loop`. Before the guest runs."""
+        if self._link is not None:
+            self._link.start(loop)
+
+    def serve(self, server: Server, name: str) -> None:
         """Answer the command `agent`: a byte stream to the agent (Documentation/vsock.md)."""
         from unikvm.control.server import Bytes, Later
 
         link = self._link
-        if link is not None:
-            link.start(loop)
 
         def agent(arguments: dict[str, Any]) -> object:
             if link is None:

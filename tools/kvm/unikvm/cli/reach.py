@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import os
+import time
 
 from unikvm.control import names
-from unikvm.control.mux import Mux
-from unikvm.control.server import Server
 from unikvm.errors import CannotRun, UnikvmError
 from unikvm.sys.eventloop import EventLoop
 from unikvm.sys.thread import Thread
 from unikvm.sys.unixsocket import accept
-from unikvm.wire import PORT_RELAY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from unikvm.cli.agent import AgentAccess
     from unikvm.cli.plan import Plan
+    from unikvm.control.server import Server
     from unikvm.machine.machine import Machine
 
 _PORTS = "/sys/class/virtio-ports"
@@ -36,7 +35,30 @@ def serve(plan: Plan, machine: Machine, name: names.Claim | None, access: AgentA
     """Answer for `machine` from now on, until its io thread ends. Before it runs."""
     if name is None and not plan.front:
         return
+    loop = machine.parts.io.loop
+    if access is not None:
+        access.start(loop)
+    began = time.monotonic()
+    servers: list[Server] = []
+
+    def take(fd: int) -> None:
+        # What answers is loaded for the first who asks: most guests run without, and start sooner.
+        if not servers:
+            servers.append(_server(plan, machine, access, began))
+        servers[0].serve(fd)
+
+    if name is None:
+        from unikvm.control.mux import Mux
+
+        Mux(loop, _relay_port(), take)
+    else:
+        listen(loop, name, take)
+
+
+def _server(plan: Plan, machine: Machine, access: AgentAccess | None, began: float) -> Server:
+    """All that `machine`, which runs since `began`, can be asked for."""
     from unikvm.control.commands import MachineCommands
+    from unikvm.control.server import Server
 
     def exits(_arguments: object) -> str:
         companion = machine.parts.companion
@@ -46,17 +68,13 @@ def serve(plan: Plan, machine: Machine, name: names.Claim | None, access: AgentA
 
         return exits.table(exits.read(companion))
 
-    loop = machine.parts.io.loop
-    server = Server(loop)
+    server = Server(machine.parts.io.loop)
     facts = {"name": plan.config.name, "pid": plan.front or os.getpid(), "kernel": plan.spec}
-    MachineCommands(server, machine, facts, lambda path: not plan.front or plan.is_shared(path))
+    MachineCommands(server, machine, facts, lambda path: not plan.front or plan.is_shared(path), began=began)
     server.command("exits", exits)
     if access is not None:
-        access.serve(server, loop, plan.config.name)
-    if name is None:
-        Mux(loop, _relay_port(), server.serve)
-    else:
-        listen(loop, name, server.serve)
+        access.serve(server, plan.config.name)
+    return server
 
 
 def listen(loop: EventLoop, name: names.Claim, take: Callable[[int], object]) -> None:
@@ -73,6 +91,8 @@ def listen(loop: EventLoop, name: names.Claim, take: Callable[[int], object]) ->
 
 def _relay_port() -> int:
     """The port of this host VM that leads out to the front end."""
+    from unikvm.wire import PORT_RELAY
+
     for port in os.listdir(_PORTS):
         with open(f"{_PORTS}/{port}/name") as file:
             if file.read().strip() == PORT_RELAY:
@@ -84,6 +104,8 @@ class Relay:
     """Passes connections to the name on to the guest in the host VM, on a thread of its own. A context manager."""
 
     def __init__(self, name: names.Claim, port: int) -> None:
+        from unikvm.control.mux import Mux
+
         self._loop = EventLoop()
         self._thread = Thread(self._loop.run, "relay")
         self._mux = Mux(self._loop, os.dup(port))

@@ -60,11 +60,13 @@ def run(plan: Plan) -> int:
 
 def load_kernel_half(plan: Plan) -> None:
     """Insert the kernel half that was built for this kernel, where there is none loaded and it is ours to do."""
+    if os.path.exists("/dev/unikvm") or os.geteuid():
+        return
     from unikvm.images.artifacts import kernel_half
 
     release = os.uname().release
     module = kernel_half(release)
-    if module is None or os.path.exists("/dev/unikvm") or os.geteuid():
+    if module is None:
         return
     from unikvm.images.kernel import find_kernel
     from unikvm.observe.reasons import module_parameters

@@ -32,11 +32,14 @@ class MachineCommands:
         machine: Machine,
         facts: dict[str, object],
         writable: Callable[[str], bool] = lambda _path: True,
+        *,
+        began: float,
     ) -> None:
-        """`facts`: what whoever started the machine knows of it, for `stat`. `writable`: PluggingCommands says."""
+        """`facts`: what whoever started the machine knows of it, for `stat`. `writable`: PluggingCommands says.
+        `began`: when the machine started, by time.monotonic()."""
         self._machine = machine
         self._facts = facts
-        self._began = time.monotonic()
+        self._began = began
         plugging = PluggingCommands(machine, writable)
         # What `unikvm set NAME KEY=VALUE` can change: each gets the value as the user wrote it, and may take its time.
         self._settings: dict[str, Callable[[str], object]] = {"cpus": plugging.cpus}
