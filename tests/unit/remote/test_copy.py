@@ -84,6 +84,16 @@ def test_a_tree(copy: Copy, tmp_path: Path) -> None:
     assert (tmp_path / "there").stat().st_mode & 0o777 == 0o711
 
 
+def test_what_would_run_as_its_owner_does_not(copy: Copy, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir(0o755)
+    (tmp_path / "source/file").touch()
+    for path in (tmp_path / "source/file", tmp_path / "source"):
+        path.chmod(0o7755)
+    assert copy(tmp_path / "source", tmp_path / "new") == (True, [])
+    for name in ("new", "new/file"):
+        assert (tmp_path / name).stat().st_mode & 0o7777 == 0o755
+
+
 def test_one_file(copy: Copy, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"content")

@@ -167,7 +167,7 @@ static void take_entry(char *line)
 	name = copy.depth ? w.v[1] : copy.top;
 	trail_enter(&copy.trail, name);
 	if (!strcmp(kind, "dir")) {
-		take_directory(name, strtoul(w.v[2], NULL, 8) & 07777, &times[1]);
+		take_directory(name, strtoul(w.v[2], NULL, 8) & 0777, &times[1]);
 		return;
 	}
 	if (link) {
@@ -175,7 +175,8 @@ static void take_entry(char *line)
 		trail_leave(&copy.trail);
 	} else if (!strcmp(kind, "file")) {
 		copy.open = true;
-		take_file(name, strtoul(w.v[2], NULL, 8) & 07777, &times[1]);
+		/* What ran as its owner would run as root here. */
+		take_file(name, strtoul(w.v[2], NULL, 8) & 0777, &times[1]);
 	} else {
 		bad();
 	}
@@ -253,6 +254,8 @@ static void open_top(const char *path, const char *name, bool into)
 	if (into || (errno != ENOENT && errno != ENOTDIR))
 		fail();
 	copied = strdup(path);
+	if (!copied)
+		fail();
 	for (end = copied + strlen(copied); end > copied + 1 && end[-1] == '/'; copy.slash = true)
 		*--end = '\0';
 	end = strrchr(copied, '/');

@@ -106,6 +106,7 @@ static void entry(const char *kind, const char *name, const struct stat *st, con
 		frame_put_words(FRAME_ENTRY, kind, name, more, time, NULL);
 	else
 		frame_put_words(FRAME_ENTRY, kind, name, mode, time, more, NULL);
+	frame_drain();
 }
 
 static void send_file(int fd, const char *name, const struct stat *st)
@@ -155,6 +156,15 @@ static void send_directory(int fd, const char *name, const struct stat *st)
 	frame_put(FRAME_UP, NULL, 0);
 }
 
+/* To open a device can do something: below the top only what can be sent is. */
+static bool can_be_sent(const struct stat *st, bool top)
+{
+	if (top || S_ISREG(st->st_mode) || S_ISDIR(st->st_mode))
+		return true;
+	warn("neither a file nor a directory");
+	return false;
+}
+
 static void send_any(int dir, const char *name, bool top)
 {
 	int fd, flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (top ? 0 : O_NOFOLLOW);
@@ -165,12 +175,12 @@ static void send_any(int dir, const char *name, bool top)
 		warn(strerror(errno));
 	} else if (S_ISLNK(st.st_mode)) {
 		send_link(dir, name, &st);
-	} else if (!top && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) {
-		warn("neither a file nor a directory");
-	} else {
+	} else if (can_be_sent(&st, top)) {
 		fd = openat(dir, name, flags);
 		if (fd < 0 || fstat(fd, &st)) {
 			warn(strerror(errno));
+		} else if (!can_be_sent(&st, top)) {
+			;	/* it became something else meanwhile */
 		} else if (S_ISDIR(st.st_mode)) {
 			send_directory(fd, name, &st);	/* closes it */
 			fd = -1;
