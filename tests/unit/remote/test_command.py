@@ -80,7 +80,7 @@ def test_users(agent: Open) -> None:
     assert ran.out == b"daemon\ndaemon\n/usr/sbin daemon\n/usr/sbin\n"
     assert sh(agent, "id -u; id -g; id -G", user="4711:42").out == b"4711\n42\n42\n"
     assert sh(agent, "id -u; echo $HOME $USER").out == b"0\n/root root\n"
-    for user in ("nobody-knows", ":5", "5:x", ""):
+    for user in ("nobody-knows", ":5", "5:x", "", "4294967296", "4294967295", "-1", "5:4294967296", "5:"):
         with pytest.raises(Refused, match="no such user in the guest"):
             Ran(agent, ["exec", f"user={user}", "--", "true"])
 

@@ -80,7 +80,8 @@ void boot_mounts(void)
 	mount_one("sysfs", "/sys", hard, NULL);
 	mount_one("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755");
 	mount_one("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666");
-	mkdir("/tmp", 01777);
+	mkdir("/tmp", 0700);
+	chmod("/tmp", 01777);		/* which no umask makes less of */
 }
 
 /* A host's guests with shared directories have shared memory: let it be in huge pages, as all other memory is. */

@@ -18,18 +18,14 @@
 /* UID:GID[,GROUP]... in decimal; false where it is something else. */
 static bool parse_user(const char *text, struct order *order)
 {
-	char *end;
+	const char *end;
 
-	order->uid = strtoul(text, &end, 10);
-	if (end == text || *end != ':')
+	if (!parse_id(text, &end, &order->uid) || *end != ':')
 		return false;
 	order->ngroups = 0;
 	do {
-		text = end + 1;
-		if (order->ngroups == MAX_GROUPS)
-			return false;
-		order->groups[order->ngroups++] = strtoul(text, &end, 10);
-		if (end == text)
+		if (order->ngroups == MAX_GROUPS ||
+		    !parse_id(end + 1, &end, &order->groups[order->ngroups++]))
 			return false;
 	} while (*end == ',');
 	order->gid = order->groups[0];

@@ -67,9 +67,12 @@ static char *next_entry(char *at, char **fields, int count)
 	return NULL;
 }
 
-static bool is_number(const char *text)
+/* A field or a word that is nothing but a number of a user or group. */
+static bool whole_id(const char *text, unsigned int *id)
 {
-	return *text && !text[strspn(text, "0123456789")];
+	const char *end;
+
+	return parse_id(text, &end, id) && !*end;
 }
 
 static bool lists(const char *members, const char *name)
@@ -99,23 +102,29 @@ static void add_group(struct user *user, gid_t gid)
 static void add_groups(struct user *user)
 {
 	char *table = slurp("/etc/group"), *at = table, *fields[GROUP_FIELDS];
+	gid_t gid;
 
 	while ((at = next_entry(at, fields, GROUP_FIELDS)))
-		if (lists(fields[3], user->name))
-			add_group(user, strtoul(fields[2], NULL, 10));
+		if (lists(fields[3], user->name) && whole_id(fields[2], &gid))
+			add_group(user, gid);
 	free(table);
 }
 
-static bool look_up(const char *name, size_t len, bool number, struct user *user)
+/* By name, or where `number` is given by that. */
+static bool look_up(const char *name, size_t len, const uid_t *number, struct user *user)
 {
 	char *table = slurp("/etc/passwd"), *at = table, *fields[PASSWD_FIELDS];
+	uid_t uid;
+	gid_t gid;
 
 	while ((at = next_entry(at, fields, PASSWD_FIELDS))) {
-		if (strncmp(fields[number ? 2 : 0], name, len) || fields[number ? 2 : 0][len])
+		if (!whole_id(fields[2], &uid) || !whole_id(fields[3], &gid))
+			continue;
+		if (number ? uid != *number : strncmp(fields[0], name, len) || fields[0][len])
 			continue;
 		user->name = fields[0];	/* the table stays */
-		user->uid = strtoul(fields[2], NULL, 10);
-		user->gid = strtoul(fields[3], NULL, 10);
+		user->uid = uid;
+		user->gid = gid;
 		user->home = fields[5];
 		if (fields[6][0])
 			user->shell = fields[6];
@@ -128,23 +137,25 @@ static bool look_up(const char *name, size_t len, bool number, struct user *user
 const char *user_find(const char *wanted, struct user *user)
 {
 	size_t len = strcspn(wanted, ":");
-	const char *gid = wanted[len] ? wanted + len + 1 : NULL;
+	bool given = wanted[len], number;
 	static char why[128];
-	bool number;
+	const char *end;
+	uid_t uid;
+	gid_t gid;
 
 	*user = (struct user){ .name = "", .home = "/", .shell = "/bin/sh" };
-	number = len && strspn(wanted, "0123456789") == len;
-	if ((gid && !is_number(gid)) || !len)
+	if (!len || (given && !whole_id(wanted + len + 1, &gid)))
 		goto none;
-	if (!look_up(wanted, len, number, user)) {
+	number = parse_id(wanted, &end, &uid) && end == wanted + len;
+	if (!look_up(wanted, len, number ? &uid : NULL, user)) {
 		if (!number)
 			goto none;
-		user->uid = user->gid = strtoul(wanted, NULL, 10);
+		user->uid = user->gid = uid;
 	}
-	if (gid)
-		user->gid = strtoul(gid, NULL, 10);
+	if (given)
+		user->gid = gid;
 	add_group(user, user->gid);
-	if (!gid && user->name[0])
+	if (!given && user->name[0])
 		add_groups(user);
 	return NULL;
 none:

@@ -86,6 +86,20 @@ ssize_t read_file(const char *path, char *buf, size_t size)
 	return len;
 }
 
+/*
+ * The number of a user or group at the start of `text`, and what follows it.
+ * False where there is none: what is larger would be cut, 2^32 to that of root.
+ */
+bool parse_id(const char *text, const char **end, unsigned int *id)
+{
+	unsigned long long value = 0;
+
+	for (*end = text; **end >= '0' && **end <= '9' && value < UINT32_MAX; ++*end)
+		value = value * 10 + (**end - '0');
+	*id = value;
+	return *end != text && value < UINT32_MAX;	/* -1 is no user for the kernel either */
+}
+
 /* mkdir -p */
 bool make_dirs(const char *path)
 {
