@@ -79,13 +79,14 @@ static bool first_interface(char name[IFNAMSIZ])
 
 	for (;;) {
 		dir = opendir("/sys/class/net");
-		while (dir && !found && (entry = readdir(dir))) {
+		if (!dir)
+			return false;
+		while (!found && (entry = readdir(dir))) {
 			found = entry->d_name[0] != '.' && strcmp(entry->d_name, "lo");
 			if (found)
 				snprintf(name, IFNAMSIZ, "%.*s", IFNAMSIZ - 1, entry->d_name);
 		}
-		if (dir)
-			closedir(dir);
+		closedir(dir);
 		if (found || now_ms() >= deadline)
 			return found;
 		nap(NAP);
