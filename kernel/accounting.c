@@ -12,7 +12,8 @@
  *
  * Locks: probe_mutex protects which tracepoints have probes; it is taken below
  * the tracepoint module list's mutex (in the notifier). bind_lock protects the
- * tables' changes; it is a leaf. Probes read the tables under RCU, and say so:
+ * tables' changes; it is a leaf, and raw, because a vCPU's first entry takes it
+ * with preemption disabled. Probes read the tables under RCU, and say so:
  * no tracepoint promises that it calls them with preemption disabled. They do
  * that themselves: the cheapest way to be a reader where RCU is preemptible.
  */
@@ -52,7 +53,7 @@ static int vcpu_kvm = -1;
 module_param(vcpu_kvm, int, 0444);
 MODULE_PARM_DESC(vcpu_kvm, "offset of kvm in struct kvm_vcpu (-1: all VMs of a process are counted as one)");
 
-static DEFINE_SPINLOCK(bind_lock);
+static DEFINE_RAW_SPINLOCK(bind_lock);
 static DEFINE_HASHTABLE(owners, 6);	/* unikvm_vm by mm */
 static DEFINE_HASHTABLE(vcpus, 8);	/* unikvm_vcpu by KVM's pointer */
 
@@ -112,7 +113,7 @@ static noinline struct unikvm_vcpu *bind(const void *cookie)
 
 	if (!vm || !is_of_vm(vm, cookie))
 		return NULL;
-	spin_lock_irqsave(&bind_lock, flags);
+	raw_spin_lock_irqsave(&bind_lock, flags);
 	if (!hash_hashed(&vm->node)) {
 		/* It was removed since it was found. */
 	} else if (vm->used < UNIKVM_SLOTS) {
@@ -124,7 +125,7 @@ static noinline struct unikvm_vcpu *bind(const void *cookie)
 	} else {
 		vm->area->lost++;
 	}
-	spin_unlock_irqrestore(&bind_lock, flags);
+	raw_spin_unlock_irqrestore(&bind_lock, flags);
 	return vcpu;
 }
 
@@ -270,12 +271,12 @@ int accounting_add(struct unikvm_vm *vm)
 	unsigned long flags;
 	int ret = 0;
 
-	spin_lock_irqsave(&bind_lock, flags);
+	raw_spin_lock_irqsave(&bind_lock, flags);
 	if (vm_of(vm->mm))
 		ret = -EBUSY;
 	else
 		hash_add_rcu(owners, &vm->node, (unsigned long)vm->mm);
-	spin_unlock_irqrestore(&bind_lock, flags);
+	raw_spin_unlock_irqrestore(&bind_lock, flags);
 	return ret;
 }
 
@@ -285,11 +286,11 @@ void accounting_remove(struct unikvm_vm *vm)
 	unsigned long flags;
 	unsigned int i;
 
-	spin_lock_irqsave(&bind_lock, flags);
+	raw_spin_lock_irqsave(&bind_lock, flags);
 	hash_del_rcu(&vm->node);
 	for (i = 0; i < vm->used; i++)
 		hash_del_rcu(&vm->vcpus[i].node);
-	spin_unlock_irqrestore(&bind_lock, flags);
+	raw_spin_unlock_irqrestore(&bind_lock, flags);
 	synchronize_rcu();
 }
 
