@@ -280,7 +280,10 @@ int accounting_add(struct unikvm_vm *vm)
 	return ret;
 }
 
-/* After this no probe touches `vm`: none finds it, and no vCPU is bound to what is not in the table of owners. */
+/*
+ * After this no probe finds `vm`, and no vCPU is bound to what is not in the table
+ * of owners; one that had found it may go on until a grace period is over.
+ */
 void accounting_remove(struct unikvm_vm *vm)
 {
 	unsigned long flags;
@@ -291,7 +294,6 @@ void accounting_remove(struct unikvm_vm *vm)
 	for (i = 0; i < vm->used; i++)
 		hash_del_rcu(&vm->vcpus[i].node);
 	raw_spin_unlock_irqrestore(&bind_lock, flags);
-	synchronize_rcu();
 }
 
 /* A vCPU that runs meanwhile may keep some of what it counts just then. */

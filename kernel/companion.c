@@ -9,6 +9,7 @@
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -58,12 +59,24 @@ static int companion_mmap(struct file *file, struct vm_area_struct *vma)
 	return remap_vmalloc_range(vma, vm->area, vma->vm_pgoff);
 }
 
+static void vm_free_rcu(struct rcu_head *head)
+{
+	struct unikvm_vm *vm = container_of(head, struct unikvm_vm, rcu);
+
+	vfree(vm->area);
+	kvfree(vm);
+}
+
+/*
+ * A probe that still sees `vm` runs on a vCPU that its own KVM_RUN holds: KVM's
+ * file and the address space can go at once. To wait for the probes here would
+ * be most of the time that a small guest's end takes.
+ */
 static void vm_free(struct unikvm_vm *vm)
 {
 	fput(vm->file);
 	mmdrop(vm->mm);
-	vfree(vm->area);
-	kvfree(vm);
+	call_rcu(&vm->rcu, vm_free_rcu);
 }
 
 static int companion_release(struct inode *inode, struct file *file)

@@ -9,6 +9,7 @@
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/uaccess.h>
 
 #include "release.h"	/* made by scripts/build-module */
@@ -88,6 +89,7 @@ static void __exit unikvm_exit(void)
 {
 	misc_deregister(&unikvm_misc);
 	accounting_exit();
+	rcu_barrier();		/* companions that were closed are freed by our code */
 }
 
 module_init(unikvm_init);

@@ -31,6 +31,7 @@ struct unikvm_vm {
 	struct unikvm_area *area;	/* what userspace maps */
 	unsigned long area_size;
 	unsigned int used;		/* slots taken; under bind_lock */
+	struct rcu_head rcu;		/* probes may see it until then */
 	struct unikvm_vcpu vcpus[UNIKVM_SLOTS];
 };
 

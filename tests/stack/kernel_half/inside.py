@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from unikvm.images.modules import decompressed
 from unikvm.memory import GuestMemory
 from unikvm.observe import exits
 from unikvm.sys import companion
@@ -277,118 +276,6 @@ def case_second_attach() -> None:
         os.close(attach(other.fd))
 
 
-def module_call(number: int, *arguments: object) -> None:
-    """A system call for modules; the C library has none, and kmod is not on every machine."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(ctypes.c_long(number), *arguments):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def insmod(path: str, parameters: str = "") -> None:
-    image = decompressed(path)
-    module_call(175, image, ctypes.c_ulong(len(image)), parameters.encode())
-
-
-def rmmod(name: str) -> None:
-    module_call(176, name.encode(), ctypes.c_int(os.O_NONBLOCK))
-
-
-def case_rmmod_while_attached() -> None:
-    with guest() as (vm, _):
-        fd = attach(vm.fd)
-        refused(11, lambda: rmmod("unikvm"))
-        os.close(fd)
-    rmmod("unikvm")
-    assert companion.info() is None
-    insmod(os.environ["UNIKVM_KO"], os.environ["UNIKVM_PARAMETERS"])
-    case_counts()
-
-
-def case_kvm_unloaded_below() -> None:
-    """kvm.ko goes and comes back while the kernel half stays; its probes follow."""
-    case_counts()
-    loaded = [line.split()[0] for line in open("/proc/modules", encoding="ascii")]
-    vendor = "kvm_amd" if "kvm_amd" in loaded else "kvm_intel"
-    rmmod(vendor)
-    rmmod("kvm")
-    assert companion.info() is not None
-    for path in os.environ["UNIKVM_KVM_KOS"].split():
-        insmod(path)
-    time.sleep(0.2)  # its tracepoints are taken by a work item
-    case_counts()
-
-
-def case_killed() -> None:
-    """kill -9 of a VMM whose vCPU runs gives everything back."""
-    ours, theirs = socket.socketpair()
-    child = os.fork()
-    if child == 0:
-        with guest(SPIN) as (vm, vcpus):
-            attach(vm.fd)
-            theirs.send(b"x")
-            run(vcpus[0].fd, kvm.KVM_RUN)
-    ours.recv(1)
-    time.sleep(0.2)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    for _ in range(100):
-        if uses() == 0:
-            break
-        time.sleep(0.05)
-    assert uses() == 0
-    case_counts()
-
-
-def uses() -> int:
-    return int(open("/sys/module/unikvm/refcnt", encoding="ascii").read())
-
-
-def vmalloc_used() -> int:
-    """Pages that the kernel half's areas have, in kB."""
-    return sum(
-        int(line.split()[1]) for line in open("/proc/vmallocinfo", encoding="ascii") if "unikvm" in line
-    ) >> 10  # fmt: skip
-
-
-def case_nothing_leaks() -> None:
-    before = vmalloc_used()
-    with guest() as (vm, vcpus):
-        for _ in range(200):
-            attached = companion.attach(vm.fd)
-            assert attached is not None
-            run(vcpus[0].fd, kvm.KVM_RUN)
-            assert vmalloc_used() > before
-            attached.close()
-    assert vmalloc_used() == before
-    assert uses() == 0
-
-
-def case_closed_while_running() -> None:
-    """Companions come and go beside a vCPU that never stops."""
-    import threading
-
-    before = vmalloc_used()
-    with guest(b"\xe6\x80\xeb\xfc") as (vm, vcpus):  # 1: out %al, $0x80; jmp 1b
-        ending = threading.Event()
-
-        def work() -> None:
-            while not ending.is_set():
-                run(vcpus[0].fd, kvm.KVM_RUN)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        for _ in range(30):
-            attached = companion.attach(vm.fd)
-            assert attached is not None
-            while exits.read(attached).exits < 10:
-                time.sleep(0)
-            attached.close()
-        ending.set()
-        thread.join()
-    assert vmalloc_used() == before
-    assert uses() == 0
-
-
 def case_other_vm() -> None:
     """What the process's other VM does is not counted, not even on the same thread."""
     with guest() as (vm, vcpus), guest() as (_, others):
@@ -445,22 +332,6 @@ def case_returns_without_entry_of_another() -> None:
         attached.close()
 
 
-def case_outlives_its_vm() -> None:
-    """A companion whose VM is gone counts nobody else's exits, whatever pointers KVM uses again."""
-    with guest(cpus=4) as (vm, vcpus):
-        attached = companion.attach(vm.fd)
-        assert attached is not None
-        for vcpu in vcpus:
-            run(vcpu.fd, kvm.KVM_RUN)
-    entries = exits.read(attached).entries
-    for _ in range(50):
-        with guest(cpus=4) as (_, vcpus):
-            for vcpu in vcpus:
-                run(vcpu.fd, kvm.KVM_RUN)
-    assert exits.read(attached).entries == entries
-    attached.close()
-
-
 def case_more_vcpus_than_slots() -> None:
     """Those that find no slot are counted as entries, and in nobody else's slot."""
     with guest(cpus=uapi.UNIKVM_SLOTS + 1) as (vm, vcpus):
@@ -508,32 +379,6 @@ def case_structs_that_grew() -> None:
         size = ctypes.sizeof(uapi.unikvm_attach) + 8
         number = uapi.UNIKVM_ATTACH_VM & ~(0x3FFF << 16) | size << 16
         os.close(fcntl.ioctl(fd, number, bytearray(bytes(attach_request(vm.fd, size=size)) + bytes(8))))
-
-
-def case_wrong_offsets() -> None:
-    """Offsets of another kernel make reasons wrong, and nothing else: what is read there is not followed blindly."""
-    parameters = dict(word.split("=") for word in os.environ["UNIKVM_PARAMETERS"].split())
-
-    def insert(**changed: int) -> None:
-        words = [f"{name}={value}" for name, value in {**parameters, **changed}.items()]
-        insmod(os.environ["UNIKVM_KO"], " ".join(words))
-
-    rmmod("unikvm")
-    for name in parameters:
-        refused(22, lambda name=name: insert(**{name: (1 << 20) + 1}))  # type: ignore[misc]
-    # Zeros, pointers of the kernel, and what is beside the vCPU.
-    for offset in (1, *range(8, 1 << 14, 1000), 1 << 20):
-        insert(svm_vmcb=offset, vmx_exit_reason=offset)
-        with guest() as (vm, vcpus):
-            attached = companion.attach(vm.fd)
-            assert attached is not None
-            assert to_halt(vcpus[0]) == OUTS
-            seen = exits.read(attached)
-            assert sum(seen.by_reason.values()) == seen.exits > OUTS, seen
-            attached.close()
-        rmmod("unikvm")
-    insert()
-    case_counts()
 
 
 def case_kernel_log() -> None:

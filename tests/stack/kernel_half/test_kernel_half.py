@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel half in a host VM, on Debian's 6.1 and 6.12: each case of inside.py is a test."""
+"""The kernel half in a host VM, on Debian's 6.1 and 6.12: each case of lifetimes.py and inside.py is a test."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from unikvm.images.modules import resolve
 from unikvm.observe.reasons import module_parameters
 
 TREE = Path(__file__).resolve().parents[3]
-INSIDE = Path(__file__).with_name("inside.py")
 PYTHON = TREE / "build/venv/bin/python3"
-CASES = [
-    line.split("(")[0].removeprefix("def case_")
-    for line in INSIDE.read_text(encoding="utf-8").splitlines()
+CASES = [  # the last one reads the kernel's log
+    pytest.param(path, line.split("(")[0].removeprefix("def case_"), id=line.split("(")[0].removeprefix("def case_"))
+    for path in (Path(__file__).with_name(name) for name in ("lifetimes.py", "inside.py"))
+    for line in path.read_text(encoding="utf-8").splitlines()
     if line.startswith("def case_")
 ]
 KERNELS = [None, pytest.param("linux-image-6.12-cloud-amd64", marks=pytest.mark.network)]
@@ -45,15 +45,15 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield running, module
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_case(host: tuple[HostVm, str], case: str) -> None:
+@pytest.mark.parametrize(("script", "case"), CASES)
+def test_case(host: tuple[HostVm, str], script: Path, case: str) -> None:
     running, module = host
     kernel = running.config.kernel
     environment = {
-        "PYTHONPATH": str(TREE / "tools/kvm"),
+        "PYTHONPATH": f"{TREE}/tools/kvm:{TREE}/tests",
         "UNIKVM_KO": module,
         "UNIKVM_PARAMETERS": module_parameters(kernel),
         "UNIKVM_KVM_KOS": " ".join(resolve(kernel.modules, kernel.release, ["kvm", "kvm-amd"])[-2:]),
     }
-    done = running.exec([str(PYTHON), str(INSIDE), case], env=environment, timeout=120)
+    done = running.exec([str(PYTHON), str(script), case], env=environment, timeout=120)
     assert done.shell_status == 0, done.stderr.decode()
