@@ -92,6 +92,7 @@ static int companion_release(struct inode *inode, struct file *file)
 static const struct file_operations companion_fops = {
 	.owner = THIS_MODULE,
 	.unlocked_ioctl = companion_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
 	.mmap = companion_mmap,
 	.release = companion_release,
 	.llseek = noop_llseek,

@@ -61,6 +61,7 @@ static long unikvm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 static const struct file_operations unikvm_fops = {
 	.owner = THIS_MODULE,
 	.unlocked_ioctl = unikvm_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,	/* the structs are the same for 32-bit programs */
 };
 
 static struct miscdevice unikvm_misc = {

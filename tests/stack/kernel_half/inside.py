@@ -381,6 +381,37 @@ def case_structs_that_grew() -> None:
         os.close(fcntl.ioctl(fd, number, bytearray(bytes(attach_request(vm.fd, size=size)) + bytes(8))))
 
 
+# push %rbx; mov %edi, %eax; mov %esi, %ebx; xchg %rdx, %rcx; int $0x80; pop %rbx; ret
+IOCTL32 = b"\x53\x89\xf8\x89\xf3\x48\x87\xca\xcd\x80\x5b\xc3"
+
+
+def case_32_bit_programs() -> None:
+    """The 32-bit way into the kernel: the same structs, and the vCPU of KVM_RUN is found in other registers."""
+    place = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40, prot=7)  # MAP_32BIT
+    address = ctypes.addressof(ctypes.c_char.from_buffer(place))
+    place[0 : len(IOCTL32)] = IOCTL32
+    call = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_uint] * 4)(address)
+
+    def ioctl32(fd: int, request: int, data: bytes = b"") -> int:
+        place[256 : 256 + len(data)] = data
+        result: int = call(54, fd, request, address + 256 if data else 0)
+        return result
+
+    info = uapi.unikvm_info(size=ctypes.sizeof(uapi.unikvm_info))
+    assert ioctl32(device(), uapi.UNIKVM_GET_INFO, bytes(info)) == 0
+    assert uapi.unikvm_info.from_buffer(place, 256).abi_major == uapi.UNIKVM_ABI_MAJOR
+    with guest() as (vm, vcpus):
+        fd = ioctl32(device(), uapi.UNIKVM_ATTACH_VM, bytes(attach_request(vm.fd)))
+        area = mmap.mmap(fd, 2 * mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        for _ in range(OUTS):
+            assert ioctl32(vcpus[0].fd, kvm.KVM_RUN) == 0
+        slot = uapi.unikvm_slot.from_buffer_copy(area[mmap.PAGESIZE :])
+        assert slot.user_reason[kvm.KVM_EXIT_IO] == slot.user_exits == OUTS
+        assert ioctl32(fd, uapi.UNIKVM_RESET) == 0
+        assert area[mmap.PAGESIZE :] == bytes(mmap.PAGESIZE)
+        os.close(fd)
+
+
 def case_kernel_log() -> None:
     """Nothing of all this made the kernel complain."""
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
