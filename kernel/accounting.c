@@ -56,6 +56,8 @@ MODULE_PARM_DESC(vcpu_kvm, "offset of kvm in struct kvm_vcpu (-1: all VMs of a p
 static DEFINE_RAW_SPINLOCK(bind_lock);
 static DEFINE_HASHTABLE(owners, 6);	/* unikvm_vm by mm */
 static DEFINE_HASHTABLE(vcpus, 8);	/* unikvm_vcpu by KVM's pointer */
+/* VMs in the table of owners; without any, the others' exits cost next to nothing. Under bind_lock. */
+static unsigned int attached __read_mostly;
 
 /* --- the probes --- */
 
@@ -90,22 +92,8 @@ static bool is_of_vm(const struct unikvm_vm *vm, const char *cookie)
 	return !get_kernel_nofault(kvm, (const void **)(cookie + vcpu_kvm)) && kvm == vm->kvm;
 }
 
-/*
- * Where a member of KVM's vCPU is; NULL: unknown, or an offset that cannot be
- * right. Memory that is there now stays while the vCPU lives, so each exit can
- * read it without a check, which was a quarter of what an exit cost.
- */
-static const void *member(const char *cookie, unsigned int offset)
-{
-	u64 word;
-
-	if (!offset || get_kernel_nofault(word, (const u64 *)(cookie + offset)))
-		return NULL;
-	return cookie + offset;
-}
-
 /* Give KVM's vCPU a slot: its first entry. It stays in the table as long as the VM: nobody is led astray by a move. */
-static noinline struct unikvm_vcpu *bind(const void *cookie)
+static noinline struct unikvm_vcpu *bind(const char *cookie)
 {
 	struct unikvm_vm *vm = vm_of(current->mm);
 	struct unikvm_vcpu *vcpu = NULL;
@@ -119,8 +107,7 @@ static noinline struct unikvm_vcpu *bind(const void *cookie)
 	} else if (vm->used < UNIKVM_SLOTS) {
 		vcpu = &vm->vcpus[vm->used++];
 		vcpu->cookie = cookie;
-		vcpu->svm_vmcb = member(cookie, svm_vmcb);
-		vcpu->vmx_exit_reason = member(cookie, vmx_exit_reason);
+		vcpu->vmcb = (const char *)vcpu->slot;	/* no VMCB, but there to read */
 		hash_add_rcu(vcpus, &vcpu->node, (unsigned long)cookie);
 	} else {
 		vm->area->lost++;
@@ -167,25 +154,55 @@ static __always_inline void count_entry(const void *cookie)
 }
 
 /*
- * What an exit costs is mostly get_kernel_nofault. Its inline form is no way
- * out: gcc 12 does not keep registers on the way to the label of an asm goto
- * that has an output.
+ * The first exit: whose kind it is of, and where its reason will be. Memory that
+ * is there now stays while the vCPU lives, so each exit can read it without a check.
  */
-static __always_inline unsigned int exit_reason(const struct unikvm_vcpu *vcpu, u32 isa)
+static noinline void learn_isa(struct unikvm_vcpu *vcpu, u32 isa)
+{
+	u32 offset = isa == UNIKVM_ISA_SVM ? svm_vmcb : isa == UNIKVM_ISA_VMX ? vmx_exit_reason : 0;
+	u64 word;
+
+	vcpu->isa = isa;
+	vcpu->vm->area->isa = isa;
+	if (offset && !get_kernel_nofault(word, (const u64 *)(vcpu->cookie + offset)))
+		vcpu->reason_at = offset;
+}
+
+/*
+ * Whether this can be a VMCB: a page of memory, which is there to read. It stays
+ * so, in use or not, so an exit needs no check while the VMCB is the same:
+ * get_kernel_nofault was half of what accounting cost. (Nested guests have two.)
+ */
+static noinline bool learn_vmcb(struct unikvm_vcpu *vcpu, const char *vmcb)
 {
 	u32 code;
 
-	if (isa == UNIKVM_ISA_SVM && vcpu->svm_vmcb) {
-		const char *vmcb = READ_ONCE(*vcpu->svm_vmcb);
+	if (!PAGE_ALIGNED(vmcb) || !virt_addr_valid(vmcb) ||
+	    get_kernel_nofault(code, (const u32 *)(vmcb + VMCB_EXIT_CODE)))
+		return false;
+	vcpu->vmcb = vmcb;
+	return true;
+}
 
-		if (get_kernel_nofault(code, (u32 *)(vmcb + VMCB_EXIT_CODE)))
+static __always_inline unsigned int exit_reason(struct unikvm_vcpu *vcpu, u32 isa)
+{
+	const char *vmcb, *at;
+	u32 code;
+
+	if (unlikely(vcpu->isa != isa))
+		learn_isa(vcpu, isa);
+	if (unlikely(!vcpu->reason_at))
+		return UNIKVM_REASON_OTHER;
+	at = vcpu->cookie + vcpu->reason_at;
+	if (isa == UNIKVM_ISA_SVM) {
+		vmcb = READ_ONCE(*(const char *const *)at);
+		if (unlikely(vmcb != vcpu->vmcb) && !learn_vmcb(vcpu, vmcb))
 			return UNIKVM_REASON_OTHER;
+		code = READ_ONCE(*(const u32 *)(vmcb + VMCB_EXIT_CODE));
 		if (code >= 0x400 && code < 0x40f)
 			return UNIKVM_REASON_HIGH + (code - 0x400);
-	} else if (isa == UNIKVM_ISA_VMX && vcpu->vmx_exit_reason) {
-		code = READ_ONCE(*vcpu->vmx_exit_reason) & 0xffff;	/* the basic reason */
 	} else {
-		return UNIKVM_REASON_OTHER;
+		code = READ_ONCE(*(const u32 *)at) & 0xffff;	/* the basic reason */
 	}
 	return code < UNIKVM_REASON_HIGH ? code : UNIKVM_REASON_OTHER;
 }
@@ -202,7 +219,6 @@ static __always_inline void count_exit(const void *cookie, u32 isa)
 	account(vcpu, now, &slot->guest_ticks, slot->guest_histogram);
 	slot->exits++;
 	slot->reason[exit_reason(vcpu, isa)]++;
-	vcpu->vm->area->isa = isa;
 }
 
 /*
@@ -240,6 +256,8 @@ static __always_inline void count_user_exit(u32 reason, int error)
 
 static void probe_entry(void *data, const void *cookie)
 {
+	if (!READ_ONCE(attached))
+		return;
 	rcu_read_lock_sched_notrace();
 	count_entry(cookie);
 	rcu_read_unlock_sched_notrace();
@@ -247,6 +265,8 @@ static void probe_entry(void *data, const void *cookie)
 
 static void probe_exit(void *data, const void *cookie, u32 isa)
 {
+	if (!READ_ONCE(attached))
+		return;
 	rcu_read_lock_sched_notrace();
 	count_exit(cookie, isa);
 	rcu_read_unlock_sched_notrace();
@@ -254,6 +274,8 @@ static void probe_exit(void *data, const void *cookie, u32 isa)
 
 static void probe_user_exit(void *data, u32 reason, int error)
 {
+	if (!READ_ONCE(attached))
+		return;
 	rcu_read_lock_sched_notrace();
 	count_user_exit(reason, error);
 	rcu_read_unlock_sched_notrace();
@@ -272,10 +294,12 @@ int accounting_add(struct unikvm_vm *vm)
 	int ret = 0;
 
 	raw_spin_lock_irqsave(&bind_lock, flags);
-	if (vm_of(vm->mm))
+	if (vm_of(vm->mm)) {
 		ret = -EBUSY;
-	else
+	} else {
 		hash_add_rcu(owners, &vm->node, (unsigned long)vm->mm);
+		WRITE_ONCE(attached, attached + 1);
+	}
 	raw_spin_unlock_irqrestore(&bind_lock, flags);
 	return ret;
 }
@@ -290,6 +314,7 @@ void accounting_remove(struct unikvm_vm *vm)
 	unsigned int i;
 
 	raw_spin_lock_irqsave(&bind_lock, flags);
+	WRITE_ONCE(attached, attached - 1);
 	hash_del_rcu(&vm->node);
 	for (i = 0; i < vm->used; i++)
 		hash_del_rcu(&vm->vcpus[i].node);
@@ -301,7 +326,7 @@ void accounting_reset(struct unikvm_vm *vm)
 {
 	unsigned int i;
 
-	for (i = 0; i < UNIKVM_SLOTS; i++)
+	for (i = 0; i < READ_ONCE(vm->used); i++)
 		memset(vm->vcpus[i].slot, 0, sizeof(struct unikvm_slot));
 	vm->area->lost = 0;
 }

@@ -3,6 +3,7 @@
 #ifndef _UNIKVM_H
 #define _UNIKVM_H
 
+#include <linux/cache.h>
 #include <linux/fs.h>
 #include <linux/hashtable.h>
 #include <linux/mm_types.h>
@@ -10,17 +11,21 @@
 
 #include "uapi/unikvm.h"
 
-/* One vCPU as the probes see it: only the thread that runs it changes it. */
+/*
+ * One vCPU as the probes see it: only the thread that runs it changes it, so it
+ * has a cache line of its own, and all that an event needs is in that.
+ */
 struct unikvm_vcpu {
 	struct hlist_node node;		/* in the table of vCPUs; under bind_lock */
-	const void *cookie;		/* KVM's struct kvm_vcpu: compared, and read from with care */
-	const char *const *svm_vmcb;	/* members of it that are there to read; NULL: unknown */
-	const u32 *vmx_exit_reason;
+	const char *cookie;		/* KVM's struct kvm_vcpu: compared, and read from with care */
+	const char *vmcb;		/* the last one; what it points to can be read at any time */
 	struct unikvm_vm *vm;
 	struct unikvm_slot *slot;	/* in the mapped area */
 	u64 mark;			/* TSC of the last event; 0: none */
+	u32 reason_at;			/* offset of what leads to the exit reason; 0: unknown */
+	u8 isa;				/* of its exits; UNIKVM_ISA_UNKNOWN before the first one */
 	bool in_user;
-};
+} ____cacheline_aligned;
 
 /* One attached VM. It lives as long as its companion file. */
 struct unikvm_vm {
