@@ -32,11 +32,20 @@
 #include <linux/timex.h>
 #include <linux/tracepoint.h>
 #include <linux/uaccess.h>
+#include <linux/version.h>
 #include <linux/workqueue.h>
 #include <asm/syscall.h>
 #include <uapi/linux/kvm.h>
 
 #include "unikvm.h"
+
+/* Nothing checks that a probe takes what its tracepoint gives; these are the two cases that are known. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0)
+#error "tried with Linux 6.1 and newer: older KVMs trace an exit with other arguments"
+#endif
+#if defined(CONFIG_CFI_CLANG) || defined(CONFIG_CFI)
+#error "CFI would panic at our probes: their arguments are not of KVM's types"
+#endif
 
 #define MAX_OFFSET	(1u << 20)	/* far beyond the size of a vCPU */
 #define VMCB_EXIT_CODE	0x70		/* AMD APM vol. 2, appendix B */
