@@ -37,7 +37,8 @@ def version() -> str:
 
 def release() -> str:
     """The version and, in a checkout, its commit; `-dirty` when the checkout differs from it."""
-    if not in_tree():
+    # A tarball that was unpacked within somebody else's checkout is not that one's commit.
+    if not in_tree() or not os.path.exists(os.path.join(TREE, ".git")):
         return version()
     import subprocess
 
