@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,11 @@ def test_result_and_progress(job: Job, tmp_path: Path, monkeypatch: pytest.Monke
     assert said == ["at work"]
 
 
-def test_a_job_that_dies(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [1, 1 << 20])
+def test_a_job_that_dies(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Before it has read what it is to do, which is more than a pipe holds or not."""
     program(tmp_path, monkeypatch, "raise SystemExit('no more')")
-    result = run_apart(job)
+    result = run_apart(replace(job, command=("true", "x" * length)))
     assert (result.verdict, result.reason, result.accident) == (SKIP, "the step ended early: no more", True)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -32,7 +32,7 @@ def fed(
         processes.add(process)
         try:
             assert process.stdin
-            with process.stdin:
+            with suppress(BrokenPipeError), process.stdin:  # ended before it had read its job: its status tells
                 process.stdin.write(job)
             yield process
         finally:
