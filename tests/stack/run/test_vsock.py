@@ -132,10 +132,11 @@ def test_a_shell_on_a_terminal(lab: str) -> None:
         terminal.expect(b"a2b")
         termios.tcsetwinsize(terminal.slave, (40, 120))
         terminal.process.send_signal(signal.SIGWINCH)
-        time.sleep(0.5)
-        terminal.type(b"stty size; sleep 100\r")
+        terminal.type(b"while test \"$(stty size)\" = '30 100'; do sleep 0.1; done; stty size; sleep 4713\r")
         terminal.expect(b"40 120")
+        until(lab, "ps | grep -q '[s]leep 4713'")  # sooner, the shell would have the interrupt, and sleep on
         terminal.type(b"\x03")  # to sleep, by the guest's terminal
+        until(lab, "! ps | grep -q '[s]leep 4713'")
         terminal.type(b"\x01h")
         terminal.expect(b"the command gets SIGHUP")
         terminal.type(b"exit 5\r")

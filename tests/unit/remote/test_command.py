@@ -196,7 +196,8 @@ def test_a_signal_does_not_wait_behind_input(agent: Open) -> None:
 
 
 def test_a_slow_reader_holds_nothing_else_up(agent: Open) -> None:
-    running = Running(agent, request(["/bin/sh", "-c", "trap 'exit 9' TERM; cat /dev/zero & wait"]))
+    running = Running(agent, request(["/bin/sh", "-c", "trap 'exit 9' TERM; echo ready; cat /dev/zero & wait"]))
+    running.expect(b"ready")
     time.sleep(0.3)
     running.command.signal(signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE

@@ -54,7 +54,7 @@ class Peer:
 
     def open(self) -> socket.socket:
         theirs, self._ours = socket.socketpair()
-        threading.Thread(target=self._serve, args=(self._ours,), daemon=True).start()
+        threading.Thread(target=self._serve, args=(self._ours,), name="peer", daemon=True).start()
         return theirs
 
     def why(self) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterator
 
@@ -188,7 +189,7 @@ def test_answers_that_trickle_do_not_hold_anybody_up() -> None:
     def trickle(it: Peer, _payload: bytes, _fds: list[int]) -> bytes:
         for byte in answer(m.GET_FEATURES, bytes(8)):
             it.say(bytes([byte]))
-            time.sleep(0.1)
+            time.sleep(0.3)
         return b""
 
     peer.answers[m.GET_FEATURES] = trickle
@@ -196,11 +197,15 @@ def test_answers_that_trickle_do_not_hold_anybody_up() -> None:
     before = time.monotonic()
     with pytest.raises(BackendError, match="answer"):
         front.negotiate(1)
-    assert time.monotonic() - before < 1.5
+    assert time.monotonic() - before < 4  # all of it takes 6
     front.close()
 
 
 def test_descriptors_that_nobody_asked_for_are_not_kept() -> None:
+    gc.collect()  # what other tests left is not to be closed in between
+    for thread in threading.enumerate():
+        if thread.name == "peer":
+            thread.join(5)
     peer = Peer()
 
     def with_descriptors(_peer: Peer, _payload: bytes, fds: list[int]) -> bytes:
@@ -209,7 +214,6 @@ def test_descriptors_that_nobody_asked_for_are_not_kept() -> None:
 
     peer.answers[m.GET_FEATURES] = with_descriptors
     front = meet(peer)
-    gc.collect()  # what other tests left is not to be closed in between
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BackendError, match="with 3 descriptors, not 0"):
         front.negotiate(1)
@@ -239,7 +243,7 @@ def test_the_loops_look_never_waits() -> None:
     front.negotiate(1)
     before = time.monotonic()
     assert front.broken == ""
-    assert time.monotonic() - before < 0.2
+    assert time.monotonic() - before < front._channel.seconds
     peer.say(b"hello")
     assert "nobody asked for" in front.broken
     front.close()

@@ -266,7 +266,7 @@ def test_other_devices_go_on_while_a_successor_begins(said: list[str]) -> None:
 
         def slow(_peer: Peer, _payload: bytes, _fds: list[int]) -> bytes:
             asked.set()
-            answer.wait(20)
+            answer.wait(30)
             return m.U64.pack(peer.features)
 
         peer.answers[m.GET_FEATURES] = slow
@@ -276,7 +276,7 @@ def test_other_devices_go_on_while_a_successor_begins(said: list[str]) -> None:
         toy.settle()
         toy.device.write_status(0)
         toy.start()
-        assert time.monotonic() - before < 0.5
+        assert time.monotonic() - before < 10
         answer.set()
         until(toy, lambda: len(said) == 2)
         assert said[1] == "the peer is back"
@@ -285,7 +285,7 @@ def test_other_devices_go_on_while_a_successor_begins(said: list[str]) -> None:
         asked.clear()
         peer.hang_up()
         until(toy, asked.is_set)
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 20
 
 
 def test_a_successor_that_cannot_be_had(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
