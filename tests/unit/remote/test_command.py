@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from unikvm.errors import UnikvmError
+from unikvm.errors import CannotRun, UnikvmError
 from unikvm.remote import frames
 from unikvm.remote.command import RemoteCommand, request
 from unikvm.remote.frames import Lost, Refused
@@ -55,6 +55,15 @@ def test_large_streams_are_exact(agent: Open) -> None:
     assert ran.status == 0
     assert hashlib.sha256(ran.out).digest() == hashlib.sha256(data).digest()
     assert ran.err == data
+
+
+def test_output_that_has_no_room(agent: Open) -> None:
+    stream, _process = agent()
+    words = request(["/bin/sh", "-c", "echo text"])
+    with open("/dev/null", "rb") as none, open("/dev/full", "wb") as full:
+        command = RemoteCommand(stream, words, stdin=none.fileno(), stdout=full.fileno())
+        with pytest.raises(CannotRun, match="the output cannot be written: No space left on device"):
+            command.run()
 
 
 def test_directory_environment_and_odd_arguments(agent: Open, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import select
 import stat
 
 from unikvm import wire
-from unikvm.errors import UnikvmError
+from unikvm.errors import CannotRun, UnikvmError
 from unikvm.lean import SimpleQueue
 from unikvm.remote import frames
 from unikvm.sys.eventfd import EventFd
@@ -158,7 +158,7 @@ class RemoteCommand:
 
 
 class _Output:
-    """A descriptor that is written to without waiting for its reader. One that nobody reads takes everything."""
+    """A descriptor that is written to without waiting for its reader. CannotRun where it takes no more."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -180,3 +180,8 @@ class _Output:
             self._data = self._data[os.write(self.fd, self._data[:size]) :]
         except BlockingIOError:
             pass  # a terminal that another process made non-blocking
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = {1: "stdout", 2: "stderr"}.get(self.fd, "the output")
+            raise CannotRun(f"{name} cannot be written: {error.strerror}") from None
