@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from unikvm.cli.terminal import EscapeFilter, Output, raw_mode
+from unikvm.cli.terminal import EscapeFilter, Output, StatusLine, raw_mode
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,29 @@ def test_raw_mode_is_undone_by_an_exception() -> None:
         fail()
     assert echo == [0]
     assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.mark.parametrize(("term", "shown"), [("xterm", True), ("dumb", False)])
+def test_a_status_line_vanishes(monkeypatch: pytest.MonkeyPatch, term: str, shown: bool) -> None:
+    """It is never wider than the terminal: of one that goes round the edge the half would stay."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (10, 20))
+    monkeypatch.setenv("TERM", term)
+    errors = os.dup(2)
+    os.dup2(slave, 2)
+    try:
+        line = StatusLine()
+        line.show("loading the kernel half ...")
+        line.clear()
+        line.clear()
+    finally:
+        os.dup2(errors, 2)
+        os.close(errors)
+    os.write(slave, b"end")
+    expected = b"\r\x1b[Kunikvm: loading the\r\x1b[K" if shown else b""
+    assert os.read(master, 100) == expected + b"end"
     os.close(master)
     os.close(slave)
 

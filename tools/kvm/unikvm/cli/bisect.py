@@ -21,6 +21,7 @@ import time
 
 from unikvm.cli.campaigns import checkout, pinned, resolved, write
 from unikvm.cli.plan import say
+from unikvm.cli.terminal import StatusLine
 from unikvm.errors import CANNOT_RUN, CannotRun, UnikvmError
 
 USAGE = "unikvm bisect --good REV [--bad REV] [OPTION...] -- TEST..."
@@ -194,11 +195,11 @@ class Progress:
         self._commits = len({store.settings.bad, *store.settings.good})
         self._seconds = [row.result.total for row in store.rows]
         self._subjects: dict[str, str] = {}
-        self._transient = os.isatty(2)
+        self._line = StatusLine()
         self.trials: Trials | None = None
 
     def say(self, text: str) -> None:
-        self._clear()
+        self._line.clear()
         say(text)
 
     def told(self, row: Row) -> None:
@@ -216,26 +217,21 @@ class Progress:
             what += f" with the kernel half of {row.half[:7]}"
         verdict, reason = self.trials.judged(row) if self.trials else (row.result.verdict, row.result.reason)
         words = {"pass": "good", "fail": "bad", "skip": "skipped"}[verdict]
-        self._clear()
+        self._line.clear()
         say(f"[{row.number}] {what}: {words}{f': {reason}' if reason else ''} ({row.result.total:.1f} s)")
 
     def left(self, what: str, runs: int) -> None:
         """How far a search is."""
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
         text = f"{what}; about {runs} run{'s' * (runs != 1)} and {runs * mean / self.slots:.0f} s to go"
-        if self._transient:
-            os.write(2, f"\r\x1b[Kunikvm: {text} ...".encode())
+        if self._line.shows:
+            self._line.show(f"{text} ...")
         else:
             say(text)
 
     def step(self, line: str) -> None:
         """What a run is at: on a terminal, until the next line."""
-        if self._transient:
-            os.write(2, f"\r\x1b[Kunikvm: {line} ...".encode())
-
-    def _clear(self) -> None:
-        if self._transient:
-            os.write(2, b"\r\x1b[K")
+        self._line.show(f"{line} ...")
 
 
 def _runner(args: argparse.Namespace, store: Store, repository: Repository, progress: Progress) -> Runner:

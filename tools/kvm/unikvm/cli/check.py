@@ -21,6 +21,7 @@ import time
 
 from unikvm.cli.campaigns import checkout, pinned, resolved, write
 from unikvm.cli.plan import say
+from unikvm.cli.terminal import StatusLine
 from unikvm.errors import CANNOT_RUN, CannotRun
 
 USAGE = "unikvm check [RANGE] [OPTION...] [-- TEST...]"
@@ -200,7 +201,7 @@ class Output:
     """KTAP on stdout and in a file; on stderr one line that vanishes, of what goes on."""
 
     def __init__(self, path: str | None) -> None:
-        self._transient = os.isatty(2)
+        self._line = StatusLine()
         self._last = ""
         try:
             self._file = open(path, "w", encoding="utf-8") if path else None
@@ -217,16 +218,14 @@ class Output:
             self._file.flush()
 
     def goes_on(self, text: str) -> None:
-        if self._transient:
-            width = os.get_terminal_size(2).columns - 1
-            os.write(2, f"\r\x1b[K{f'unikvm: {text} ...'[:width]}".encode())
+        if self._line.shows:
+            self._line.show(f"{text} ...")
         elif text != self._last:
             say(text)
         self._last = text
 
     def clear(self) -> None:
-        if self._transient:
-            os.write(2, b"\r\x1b[K")
+        self._line.clear()
 
     def close(self) -> None:
         self.clear()

@@ -15,11 +15,11 @@ status: 0; 1 where something was left out; 125 where it could not be done.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 
 from unikvm.cli.remote import connect
+from unikvm.cli.terminal import StatusLine
 from unikvm.errors import CannotRun
 from unikvm.remote.pull import pull
 from unikvm.remote.push import push
@@ -53,13 +53,15 @@ def main(args: argparse.Namespace) -> int:
         raise CannotRun("one side of a copy is in a guest, the other one here", hint=USAGE)
     progress = Progress(quiet=args.quiet)
     whole = True
-    for name, source in places:
-        with connect(name or guest or None) as stream:
-            into = len(places) > 1
-            copy = push if guest is not None else pull
-            where = place or "."
-            whole &= copy(stream, source or ".", where, into=into, warn=progress.warn, progress=progress.moved)
-    progress.clear()
+    try:
+        for name, source in places:
+            with connect(name or guest or None) as stream:
+                into = len(places) > 1
+                copy = push if guest is not None else pull
+                where = place or "."
+                whole &= copy(stream, source or ".", where, into=into, warn=progress.warn, progress=progress.moved)
+    finally:
+        progress.clear()
     return 0 if whole else 1
 
 
@@ -67,10 +69,9 @@ class Progress:
     """How much of a long copy is done, on a terminal."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._shows = not quiet and os.isatty(2)
+        self._line = StatusLine(wanted=not quiet)
         self._began = self._last = time.monotonic()
         self._done = self._of_file = self._size = 0
-        self._shown = False
 
     def moved(self, count: int, size: int) -> None:
         """`count` bytes more; a `size` says that a file of so many begins."""
@@ -79,19 +80,15 @@ class Progress:
         self._done += count
         self._of_file += count
         now = time.monotonic()
-        if self._shows and now - self._began > SHOWN_AFTER and now - self._last > SHOWN_EVERY:
+        if now - self._began > SHOWN_AFTER and now - self._last > SHOWN_EVERY:
             self._last = now
-            self._shown = True
             share = f", {min(100, 100 * self._of_file // self._size)} % of this file" if self._size else ""
             speed = self._done / (now - self._began) / MIB
-            sys.stderr.write(f"\r\x1b[Kunikvm: {self._done / MIB:.1f} MiB, {speed:.1f} MiB/s{share}")
-            sys.stderr.flush()
+            self._line.show(f"{self._done / MIB:.1f} MiB, {speed:.1f} MiB/s{share}")
 
     def warn(self, line: str) -> None:
         self.clear()
         sys.stderr.write(f"unikvm: {line}\n")
 
     def clear(self) -> None:
-        if self._shown:
-            self._shown = False
-            sys.stderr.write("\r\x1b[K")
+        self._line.clear()

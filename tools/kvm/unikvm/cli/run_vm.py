@@ -11,7 +11,7 @@ from unikvm.cli import reach
 from unikvm.cli.outcome import save_result
 from unikvm.cli.phases import Phases
 from unikvm.cli.plan import Plan
-from unikvm.cli.terminal import on_resize, raw_mode, say, window_size
+from unikvm.cli.terminal import StatusLine, on_resize, raw_mode, say, window_size
 from unikvm.control.names import Claim
 from unikvm.errors import CANNOT_RUN, CannotRun
 from unikvm.hostvm.config import HostConfig
@@ -55,6 +55,7 @@ def run(plan: Plan) -> int:
         os.write(2, tail.encode())
         raise
     finally:
+        progress.clear()
         if name is not None:
             name.close()
 
@@ -78,15 +79,12 @@ class Progress:
 
     def __init__(self, plan: Plan) -> None:
         self._quiet = plan.quiet
-        self._transient = os.isatty(2) and not plan.verbose
-        self._shown = False
+        self._line = StatusLine(wanted=not plan.quiet and not plan.verbose)
         self._phases = Phases(plan.verbose)
 
     def phase(self, name: str) -> None:
         self._phases.begin(name)
-        if not self._quiet and self._transient:
-            os.write(2, f"\r\x1b[Kunikvm: {name} ...".encode())
-            self._shown = True
+        self._line.show(f"{name} ...")
 
     def say(self, line: str) -> None:
         self.clear()
@@ -96,9 +94,7 @@ class Progress:
     def clear(self) -> None:
         """The guest's own output comes next."""
         self._phases.end()
-        if self._shown:
-            os.write(2, b"\r\x1b[K")
-            self._shown = False
+        self._line.clear()
 
 
 def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) -> int:
@@ -135,7 +131,10 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
             status = host.exec(argv, cwd=_cwd(), env=environment, stdin=0, stdout=1, stderr=2).shell_status
     if plan.result:
         save_result(plan.result, host.read(RESULT))
-    return status if status < 128 else CANNOT_RUN
+    if status < 128:
+        return status
+    progress.say(f"the user half in the host VM ended with signal {status - 128}")
+    return CANNOT_RUN
 
 
 def _on_terminal(host: HostVm, argv: list[str], environment: dict[str, str], progress: Progress) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ESCAPE = 0x01  # Ctrl-A, as QEMU's
 PATIENCE_MS = 100  # from the end of a run to that of a thread that waits for a slow reader
 SURE_BYTES = 512  # _POSIX_PIPE_BUF: what is written at once where there is room at all
+CLEAR_LINE = b"\r\x1b[K"
 HELP = b"\r\nCtrl-A h  this help\r\nCtrl-A x  leave: end the guest\r\nCtrl-A a  send Ctrl-A\r\n"
 
 
@@ -144,6 +145,26 @@ def window_size(fd: int = 1) -> tuple[int, int]:
 def on_resize(callback: Callable[[int, int], None]) -> None:
     """Call `callback(columns, rows)` whenever the terminal's window changes its size."""
     signal(SIGWINCH, lambda _number, _frame: callback(*window_size()))
+
+
+class StatusLine:
+    """A line on stderr of what goes on, which vanishes. `shows`: there is a terminal for it, and it is `wanted`."""
+
+    def __init__(self, *, wanted: bool = True) -> None:
+        self.shows = wanted and os.isatty(2) and os.environ.get("TERM") != "dumb"
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        if self.shows:
+            width = (window_size(2)[0] or 80) - 1  # one that goes round the edge would stay
+            os.write(2, CLEAR_LINE + f"unikvm: {text}"[:width].encode())
+            self._shown = True
+
+    def clear(self) -> None:
+        """Before anything else is printed."""
+        if self._shown:
+            os.write(2, CLEAR_LINE)
+            self._shown = False
 
 
 def say(line: str) -> None:
