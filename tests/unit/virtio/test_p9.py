@@ -141,9 +141,15 @@ def test_requests_that_are_none(guest: Guest, news: list[str], text: bytes) -> N
 
 def test_a_buffer_too_small_for_the_answer(guest: Guest, peer: Peer) -> None:
     guest.ask(m.START, 1, VERSION, room=8)
-    peer.ours.sendall(m.message(101, 1, b"longer"))
+    guest.ask(m.START, 2, VERSION)
+    peer.ours.sendall(m.message(101, 1, b"longer") + m.message(101, 2, b"other"))
     guest.settle()
     assert guest.device.status & VIRTIO_CONFIG_S_NEEDS_RESET
+    guest.device.write_status(0)
+    guest.start()
+    guest.ask(m.START, 3, VERSION)
+    peer.ours.sendall(m.message(101, 3, b"new"))
+    assert guest.answered(1) == [m.message(101, 3, b"new")]
 
 
 @pytest.mark.parametrize(

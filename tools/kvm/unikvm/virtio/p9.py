@@ -153,19 +153,21 @@ class P9(VirtioDevice):
             return
         self._received += count
         start = 0
-        while self._received - start >= HEADER.size:
-            size, _, tag = HEADER.unpack_from(self._buffer, start)
-            if not HEADER.size <= size <= MAX_MESSAGE:
-                self._lost(f"it sends a message of {size} bytes")
-                return
-            if self._received - start < size:
-                break
-            if not self._answer(tag, memoryview(self._buffer)[start : start + size]):
-                return
-            start += size
-        self._buffer[: self._received - start] = self._buffer[start : self._received]
-        self._received -= start
-        self.queues[0].flush()
+        try:
+            while self._received - start >= HEADER.size:
+                size, _, tag = HEADER.unpack_from(self._buffer, start)
+                if not HEADER.size <= size <= MAX_MESSAGE:
+                    self._lost(f"it sends a message of {size} bytes")
+                    return
+                if self._received - start < size:
+                    break
+                start += size
+                if not self._answer(tag, memoryview(self._buffer)[start - size : start]):
+                    return
+        finally:  # a buffer of the guest's may be too small
+            self._buffer[: self._received - start] = self._buffer[start : self._received]
+            self._received -= start
+            self.queues[0].flush()
 
     def _answer(self, tag: int, message: memoryview) -> bool:
         """Give an answer to whom it is for; False where the server is lost by it."""
