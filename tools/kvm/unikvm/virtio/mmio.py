@@ -7,6 +7,7 @@ process (status read, acknowledge), which is why PCI is the default.
 
 from __future__ import annotations
 
+from unikvm.lean import Lock
 from unikvm.regs import Reg, RegisterBlock
 from unikvm.uapi.virtio import (
     VIRTIO_MMIO_CONFIG,
@@ -82,6 +83,8 @@ class VirtioMmio(TransportRegisters):
         remove_ioeventfd: Ioeventfd,
         edge: bool = False,
     ) -> None:
+        # A device's thread sets bits while a vCPU acknowledges others, and the line follows. A leaf.
+        self._interrupt_lock = Lock()
         super().__init__(device)
         self._address = address
         self._bus = bus
@@ -115,9 +118,7 @@ class VirtioMmio(TransportRegisters):
         self._raise(VIRTIO_MMIO_INT_CONFIG)
 
     def _raise(self, bit: int) -> None:
-        # The io thread sets bits while a vCPU acknowledges others: both hold the lock, and so the line
-        # follows.
-        with self.device.lock:
+        with self._interrupt_lock:
             self._interrupt_status |= bit
             if self._edge:
                 self._line.pulse()
@@ -140,7 +141,8 @@ class VirtioMmio(TransportRegisters):
 
     def reset_registers(self) -> None:
         super().reset_registers()
-        self._interrupt_status = 0
+        with self._interrupt_lock:
+            self._interrupt_status = 0
 
     def write_status(self, value: int) -> None:
         super().write_status(value)
@@ -168,9 +170,10 @@ class VirtioMmio(TransportRegisters):
         return self._interrupt_status
 
     def write_interrupt_ack(self, value: int) -> None:
-        self._interrupt_status &= ~value
-        if not self._interrupt_status and not self._edge:
-            self._line.set(False)
+        with self._interrupt_lock:
+            self._interrupt_status &= ~value
+            if not self._interrupt_status and not self._edge:
+                self._line.set(False)
 
     def save(self) -> MmioState:
         """The state for a snapshot; the vCPUs must be stopped."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from struct import Struct
 
 from unikvm.errors import UnikvmError
+from unikvm.lean import Lock
 from unikvm.msix import Msix
 from unikvm.pci import PciFunction
 from unikvm.regs import Reg, RegisterBlock
@@ -109,6 +110,7 @@ class VirtioPci(PciFunction, TransportRegisters):
             revision=1,
             subsystem=SUBSYSTEM,
         )
+        self._isr_lock = Lock()  # a leaf: a device's thread sets bits while a vCPU takes others
         TransportRegisters.__init__(self, device)
         self._add_ioeventfd = add_ioeventfd
         self._remove_ioeventfd = remove_ioeventfd
@@ -151,7 +153,7 @@ class VirtioPci(PciFunction, TransportRegisters):
                 if vector != VIRTIO_MSI_NO_VECTOR:
                     msix.trigger(vector)
             else:
-                self._isr |= _ISR_QUEUE
+                self._set_isr(_ISR_QUEUE)
 
         return send
 
@@ -167,7 +169,7 @@ class VirtioPci(PciFunction, TransportRegisters):
 
     def config_interrupt(self) -> None:
         if not self.msix.enabled:
-            self._isr |= _ISR_QUEUE | VIRTIO_PCI_ISR_CONFIG
+            self._set_isr(_ISR_QUEUE | VIRTIO_PCI_ISR_CONFIG)
         elif self._config_vector != VIRTIO_MSI_NO_VECTOR:
             self.msix.trigger(self._config_vector)
 
@@ -206,10 +208,14 @@ class VirtioPci(PciFunction, TransportRegisters):
 
     def _take_isr(self) -> int:
         """Reading acknowledges (§4.1.4.5)."""
-        with self.device.lock:
+        with self._isr_lock:
             isr = self._isr
             self._isr = 0
             return isr
+
+    def _set_isr(self, bits: int) -> None:
+        with self._isr_lock:
+            self._isr |= bits
 
     def _moved(self, address: int | None) -> None:
         """The guest maps, moves or unmaps the BAR: the doorbells go with it."""
@@ -270,7 +276,8 @@ class VirtioPci(PciFunction, TransportRegisters):
         super().reset_registers()
         self._config_vector = VIRTIO_MSI_NO_VECTOR
         self._queue_vectors = [VIRTIO_MSI_NO_VECTOR] * len(self.device.queue_sizes)
-        self._isr = 0
+        with self._isr_lock:
+            self._isr = 0
 
     def read_config_vector(self) -> int:
         return self._config_vector
