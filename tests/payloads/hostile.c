@@ -2,7 +2,8 @@
 /*
  * A guest that means harm, by a word of its command line: `config`, `registers`, `ports`, `rings`, `resets`, `bells`,
  * `flood`, from `seed=` (1) on, `rounds=` (1) times. The last disk is left alone, and has to work after each attack. At the end
- * it says `alive`, and sleeps. What a guest may do to itself (switch off, reset, stop its own processor) is left out.
+ * it says `alive`, and sleeps. `only=` is a virtio device ID, and leaves the others alone as well. What a guest may do to itself (switch off, reset, stop its own processor) is left out.
+ * `hang` does no harm: the first disk does not answer, which is the host's doing, and the others have to go on.
  */
 #include "virtio.h"
 
@@ -84,8 +85,10 @@ static void find_witness(int mmio)
 /* The next device that may be attacked, from `index` on; its index and one more, or 0. */
 static uint32_t next_target(uint32_t index)
 {
+	uint32_t only = option("only", 0);
+
 	for (; device_at(&target, witness.mmio, index); index++)
-		if (target.base != witness.base) {
+		if (target.base != witness.base && (!only || target.type == only)) {
 			step[0] = target.type;
 			return index + 1;
 		}
@@ -462,6 +465,59 @@ static void attack_flood(void)
 	}
 }
 
+/* Text to the console, which has to be taken. */
+static void console_lives(void)
+{
+	static struct device console;
+	static struct ring text;
+
+	if (!find_device(&console, witness.mmio, TYPE_CONSOLE, 0))
+		fail("no console");
+	begin(&console, 0);
+	set_queue(&console, 1, &text);
+	finish(&console);
+	describe(&text, 0, "text", 4, 0);
+	offer(&text, 0);
+	notify(&console, 1);
+	if (!wait_used(&text, 1))
+		fail("the console does not take text");
+}
+
+/* Ask the first disk for a flush. */
+static void flush_target(volatile uint8_t *answer)
+{
+	start_target(0, 0);
+	other_header.type = 4;
+	describe(&ring, 0, &other_header, sizeof(other_header), DESC_NEXT);
+	describe(&ring, 1, answer, 1, DESC_WRITE);
+	offer(&ring, 0);
+	notify(&target, 0);
+}
+
+/* A flush that does not return on the host, and a reset in the middle of it, which is complete when it has. */
+static void attack_hang(void)
+{
+	static volatile uint8_t answer = 0xff;
+
+	if (!find_device(&target, witness.mmio, TYPE_BLOCK, 0))
+		fail("no disk");
+	flush_target(&answer);
+	others_live();
+	console_lives();
+	set_status(&target, 0);
+	if (!get_status(&target) || answer != 0xff)
+		fail("it was no hang");
+	print("waiting\n");
+	while (get_status(&target)) {
+		others_live();
+		console_lives();
+	}
+	answer = 0xff;
+	flush_target(&answer);
+	if (!wait_used(&ring, 1) || answer)
+		fail("it does not work again");
+}
+
 int main(void)
 {
 	uint32_t rounds = option("rounds", 1);
@@ -484,6 +540,8 @@ int main(void)
 			attack_bells();
 		if (has_word("flood"))
 			attack_flood();
+		if (has_word("hang"))
+			attack_hang();
 	}
 	others_live();
 	print("\nalive\n");

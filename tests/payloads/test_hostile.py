@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,15 +23,20 @@ import pytest
 
 from unikvm.errors import TIMEOUT
 from unikvm.machine.machine import Machine
-from unikvm.vhost import storage, virtiofsd
+from unikvm.sys.vhost import VhostVsock
+from unikvm.uapi.virtio import VIRTIO_ID_VSOCK
+from unikvm.vhost import ninep, storage, virtiofsd
+from unikvm.virtio import blocking
 from unikvm.virtio.blk import Blk
 from unikvm.virtio.console import Console
 from unikvm.virtio.device import VirtioDevice
 from unikvm.virtio.fs import Fs
 from unikvm.virtio.net import Net
+from unikvm.virtio.p9 import P9
 from unikvm.virtio.port import Port
 from unikvm.virtio.rng import Rng
 from unikvm.virtio.vhostblk import VhostBlk
+from unikvm.virtio.vsock import Vsock
 
 MAIN = Path(__file__).resolve().parents[2] / "tools/kvm/unikvm/__main__.py"
 SECONDS = 120.0
@@ -62,7 +68,11 @@ class Everything:
         place = hub.Hub(str(self._folder / "hub"))
         console = Console(Port(source=self._source, sink=self._sink), [Port("one", sink=self._sink)])
         devices: list[VirtioDevice] = [Rng(), console, Net(place, lambda: place, mtu=hub.MTU, mac=bytes(6), say=say)]
-        devices.append(Blk(self.image("attacked"), queues=2))
+        devices.insert(0, Blk(self.image("attacked"), queues=2))
+        devices.append(P9("files", ninep.serve(str(self._folder), readonly=True), say=say))
+        if os.access(VhostVsock.device, os.R_OK | os.W_OK):
+            kernel = VhostVsock()
+            devices.append(Vsock(kernel, next(cid for cid in range(1 << 20, 1 << 30) if kernel.set_cid(cid))))
         binary = virtiofsd.find()
         if binary:
             devices.append(Fs("tag", virtiofsd.serve(binary, str(self._folder), readonly=True), say=say))
@@ -112,8 +122,15 @@ def idle(seconds: float = IDLE_SECONDS) -> float:
 
 
 def attack(
-    payload: Callable[[str], str], everything: Everything, words: str, *, transport: str = "pci", testdev: bool = False
+    payload: Callable[[str], str],
+    everything: Everything,
+    words: str,
+    *,
+    transport: str = "pci",
+    testdev: bool = False,
+    watch: Callable[[bytearray], object] = len,
 ) -> None:
+    """`watch` sees what the console has said so far, again and again."""
     before = resident()
     with Machine(
         kernel=payload("hostile.elf"),
@@ -129,6 +146,7 @@ def attack(
         end = time.monotonic() + SECONDS
         while not machine.console.endswith(b"\nalive\n"):
             everything.read_slowly()
+            watch(machine.console)
             assert machine._events.empty(), (machine.wait(), bytes(machine.console[-200:]))
             assert time.monotonic() < end, bytes(machine.console[-200:])
             time.sleep(0.01)
@@ -174,6 +192,58 @@ def test_a_console_flood(payload: Callable[[str], str], everything: Everything, 
     """What its reader does not take stays in the guest's memory."""
     attack(payload, everything, "flood", transport=transport)
     assert everything.got > 1 << 16
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Until it is set, flushes of the attacked disk do not return, as on a network file system whose server is gone."""
+    it = threading.Event()
+    flush = os.fdatasync
+
+    def slowly(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/attacked"):
+            it.wait()
+        flush(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slowly)
+    yield it
+    it.set()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_disk_that_does_not_answer(
+    payload: Callable[[str], str], everything: Everything, gate: threading.Event, transport: str
+) -> None:
+    """Another disk and the console go on, and a reset of the disk is complete when its flush is."""
+
+    def watch(console: bytearray) -> None:
+        if console.endswith(b"waiting\n") and not gate.is_set():
+            time.sleep(0.2)
+            gate.set()
+
+    attack(payload, everything, "hang", transport=transport, watch=watch)
+    assert gate.is_set()
+    assert everything.got, "what the console took has to come out"
+
+
+def test_a_run_ends_with_a_disk_that_does_not_answer(
+    payload: Callable[[str], str], everything: Everything, gate: threading.Event
+) -> None:
+    with Machine(
+        kernel=payload("hostile.elf"), cmdline="hang pci", console="serial", memory="16M", devices=everything.devices()
+    ) as machine:
+        machine.start()
+        machine.expect(b"waiting\n", SECONDS)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 4 * blocking.PATIENCE
+    assert not gate.is_set()
+
+
+@pytest.mark.skipif(not os.access(VhostVsock.device, os.R_OK | os.W_OK), reason=f"no {VhostVsock.device} here")
+@pytest.mark.parametrize("what", ["registers", "rings", "resets seed=5", "bells"])
+def test_the_kernels_sockets(payload: Callable[[str], str], everything: Everything, what: str) -> None:
+    """The device that the kernel serves, alone, so that it is soon done in a host VM."""
+    attack(payload, everything, f"{what} only={VIRTIO_ID_VSOCK}")
 
 
 @pytest.mark.parametrize("end", ["--timeout", "SIGTERM"])

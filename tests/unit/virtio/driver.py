@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from queue import Empty, SimpleQueue
 from struct import pack, unpack_from
 
 from unikvm.memory import GuestMemory
@@ -147,6 +149,7 @@ class Bench:
     """A device on a fake transport, with a driver's rings in guest memory."""
 
     def __init__(self, device: VirtioDevice) -> None:
+        self.patience = 10.0  # seconds, with a device that has a thread of its own
         self.memory = make_memory(shared=device.shares_memory)
         self.loop = EventLoop()
         self.transport = FakeTransport()
@@ -173,7 +176,15 @@ class Bench:
 
     def settle(self, rounds: int = 3) -> None:
         """Run the io thread's part until it has nothing to do (or for `rounds`)."""
+        own = self.device.loop if self.device.loop is not self.loop else None
         for _ in range(rounds):
+            if own is not None:  # the device has a thread
+                passed: SimpleQueue[None] = SimpleQueue()
+                own.call_soon(partial(passed.put, None))
+                try:
+                    passed.get(timeout=self.patience)
+                except Empty:
+                    own = None  # it is in a request that takes its time, or has ended
             self.loop.stop()
             self.loop.run()
 

@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-import os
-
 from unikvm.lean import SimpleQueue
 from unikvm.machine.events import Event, VmmFailure
 from unikvm.sys.eventloop import EventLoop
-from unikvm.sys.thread import Thread
+from unikvm.sys.thread import Thread, hurry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-IO_NICE = -10
 
 
 class IoThread:
@@ -29,11 +25,7 @@ class IoThread:
         self._thread.start()
 
     def _main(self) -> None:
-        try:
-            # A guest spins while it waits for its console: a fair scheduler would starve this thread on one CPU.
-            os.setpriority(os.PRIO_PROCESS, 0, IO_NICE)
-        except OSError:
-            pass  # it takes privileges, and is only faster
+        hurry()
         try:
             self.loop.run()
         except Exception as error:

@@ -31,7 +31,7 @@ from unikvm.uapi.virtio import (
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
     VIRTIO_ID_BLOCK,
 )
-from unikvm.virtio.device import VirtioDevice
+from unikvm.virtio.blocking import Blocking
 from unikvm.virtio.queue import Chain, Queue
 
 TYPE_CHECKING = False
@@ -42,7 +42,7 @@ QUEUE_SIZE = 256
 SEG_MAX = QUEUE_SIZE - 2  # data descriptors: one is the header, one the status
 MAX_RANGES = 16  # of one discard or write-zeroes request
 MAX_DISCARD_SECTORS = 0x3F_FFFF
-MAX_ZEROES_SECTORS = 0x1_0000  # 32 MiB: where zeroes have to be written, that is the longest stall of the io thread
+MAX_ZEROES_SECTORS = 0x1_0000  # 32 MiB: where zeroes have to be written, that is how long a reset waits
 
 _HEADER = Struct("<IIQ")  # struct virtio_blk_outhdr: type, ioprio, sector
 _RANGE = Struct("<QII")  # struct virtio_blk_discard_write_zeroes: sector, num_sectors, flags
@@ -52,11 +52,11 @@ _RANGE = Struct("<QII")  # struct virtio_blk_discard_write_zeroes: sector, num_s
 _CONFIG = Struct("<QII4xIBxHI2xHIIIIIB3x")
 
 
-class Blk(VirtioDevice):
+class Blk(Blocking):
     """virtio-blk.
 
-    Requests are carried out one after the other on the io thread, a doorbell's worth at a time, whatever the number of
-    queues. What the host refuses is an I/O error of the guest, and `say` is told once for each kind of it.
+    Requests are carried out one after the other on the disk's own thread, a doorbell's worth at a time, whatever the
+    number of queues. What the host refuses is an I/O error of the guest, and `say` is told once for each kind of it.
     """
 
     name = "blk"
@@ -112,11 +112,7 @@ class Blk(VirtioDevice):
         self._always_through = writethrough
         self._write_through = False
 
-    def close(self) -> None:
-        super().close()
-        self.discard()
-
-    def discard(self) -> None:
+    def let_go(self) -> None:
         self._file.close()
 
     def activated(self) -> None:
@@ -138,6 +134,9 @@ class Blk(VirtioDevice):
                     status[0] = VIRTIO_BLK_S_IOERR
                     self._tell(error.strerror or str(error))
             queue.add_used(chain)
+            if self.interrupted:
+                queue.kick()
+                return
 
     def _execute(self, chain: Chain, kind: int, sector: int) -> int:
         """Carry out one request; its status. OSError when the host refuses."""
