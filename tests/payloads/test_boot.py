@@ -18,7 +18,7 @@ from unikvm.machine.machine import Machine
 from unit.boot import images as made
 
 Payload = Callable[[str], str]
-SECONDS = 20.0
+SECONDS = 120.0
 
 
 def boot(kernel: str, **fields: object) -> tuple[Event, str]:

@@ -12,7 +12,7 @@ from unikvm.machine.events import DebugExit, Event, Panic, PowerOff, Reset, Time
 from unikvm.machine.machine import Access, Machine
 
 Payload = Callable[[str], str]
-SECONDS = 20.0
+SECONDS = 120.0
 
 
 def make(kernel: str, cmdline: str = "", **fields: object) -> Machine:

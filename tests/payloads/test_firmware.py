@@ -15,7 +15,7 @@ from unikvm.machine.events import DebugExit, Event, Reset
 from unikvm.machine.machine import Machine
 
 Payload = Callable[[str], str]
-SECONDS = 30.0
+SECONDS = 120.0
 SIZE = 64 << 10
 RESET_CODE_AT = SIZE - 16
 
