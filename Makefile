@@ -11,6 +11,8 @@ V = 0
 
 PYTHON = build/venv/bin/python3
 TESTS = tests
+# A test run on each CPU (Documentation/tests.md); on eight at most, as each may boot a host VM of a gigabyte or two.
+PYTEST = $(PYTHON) -m pytest --numprocesses "$$(nproc)" --maxprocesses 8 --dist worksteal
 
 # What the user typed reaches the shell as variables, so that no quote or semicolon in it is the shell's.
 export KERNEL HOST_KERNEL CMD MEM CPUS HOST PARTS V
@@ -55,12 +57,12 @@ test:
 	@scripts/bootstrap test
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) scripts/lint
-	@$(PYTHON) -m pytest $(TESTS)
+	@$(PYTEST) $(TESTS)
 
 check:
 	@scripts/bootstrap test
 	@$(PYTHON) scripts/lint --quick
-	@$(PYTHON) -m pytest tests/unit tests/style
+	@$(PYTEST) tests/unit tests/style
 
 bench:
 	@scripts/bootstrap test
