@@ -100,7 +100,7 @@ FLAKY = Commit(
     (
         Edit(TESTDEV, "from unikvm.record import State\n", "import os\n\nfrom unikvm.record import State\n"),
         Edit(TESTDEV, "        end = min(offset + size, IOMEM_SIZE)\n",
-             "        if os.urandom(1)[0] < 51:  # one of five\n"
+             "        if os.urandom(1)[0] < 85:  # one of three\n"
              "            return\n"
              "        end = min(offset + size, IOMEM_SIZE)\n"),
     ),
@@ -200,8 +200,8 @@ SEEDS = (
     Seed("slots", INTERACTION, "two_vcpus.py", "smp.elf",
          "the halves read a field of the ABI in two ways", "slots"),
     Seed("flaky", USER_HALF, "mmio.sh", "mmio.elf",
-         "a write to memory of pc-testdev is lost in one run of five", "flaky",
-         good="kernel-fix", bad="python-fix", rate=51 / 256),
+         "a write to memory of pc-testdev is lost in one run of three", "flaky",
+         good="kernel-fix", bad="python-fix", rate=85 / 256),
     Seed("rtc-cpus", USER_HALF, "cmos.py", "",
          "a wrong byte in the CMOS (status 3), with an unrelated crash (123) in the range", "rtc-cpus",
          signature=r"exit 3:"),
