@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from unikvm.hostvm.host import Exit, HostVm
 from unikvm.images.artifacts import LAUNCHER
 
-SECONDS = 120.0
-RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "80"]
+SECONDS = 250.0
+RUN = [LAUNCHER, "run", "--host", "local", "--no-kernel-half", "--timeout", "200"]
 
 
 def run(host: HostVm, *arguments: str, cwd: str = "/", stdin: bytes = b"") -> Exit:
