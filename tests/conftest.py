@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What all tests share: where the build put things."""
+"""What all tests share: where the build put things, and signals that do what they do elsewhere."""
 
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
@@ -17,3 +18,7 @@ def newest(pattern: str) -> Path | None:
 built = newest("*/tests/payloads/hello.elf")
 if built:
     os.environ.setdefault("UNIKVM_PAYLOADS", str(built.parent))
+
+# A shell script ignores SIGINT in what it starts with `&`, and so would every process of a test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
