@@ -11,7 +11,8 @@
 #define VECTOR		0x30
 #define LAPIC_SPURIOUS	((volatile uint32_t *)0xfee000f0)
 #define LAPIC_EOI	((volatile uint32_t *)0xfee000b0)
-#define PATIENCE	2000000
+#define POLLS		2000	/* of memory alone */
+#define PATIENCE	300000	/* and with an exit each: seconds, on whatever processor */
 
 /* The BAR of unikvm's virtio-pci: a page for each structure. */
 #define NOTIFY		0x3000
@@ -158,6 +159,8 @@ static int request(uint32_t type, uint32_t sector)
 	for (patience = 0; used.idx == before && patience < PATIENCE; patience++)
 		if (!over_mmio)
 			asm volatile("sti; hlt; cli" : : : "memory");
+		else if (patience > POLLS)
+			inb(0x80);
 	return status;
 }
 
