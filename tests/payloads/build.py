@@ -32,7 +32,7 @@ PAYLOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         for name in ("hello", "bootinfo", "unittest")
     },
 }
-FLAT = {"flat.bin": ("flat.S", 0x7C00)}
+FLAT = {"flat.bin": ("flat.S", 0x7C00), "flash.bin": ("flash.S", 0)}
 
 
 def build(output: Path, compiler: str = "cc") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from struct import pack
 
 import pytest
 
@@ -13,19 +14,23 @@ from unikvm.images.firmware import find_firmware
 from unikvm.machine.config import Disk, Firmware
 from unikvm.machine.events import DebugExit, Event, Reset
 from unikvm.machine.machine import Machine
+from unikvm.machine.vcpu import VcpuThread
 
 Payload = Callable[[str], str]
 SECONDS = 120.0
 SIZE = 64 << 10
 RESET_CODE_AT = SIZE - 16
+VARIABLES = bytes(32) + pack("<Q4s", 8192, b"_FVH") + bytes(8148)
 
 # 16-bit code at the reset vector
 STATUS_7 = bytes.fromhex("b007 e6f4 f4 ebfd")  # mov al, 7; out 0xf4, al; hlt; jmp to the hlt
+TO_THE_START = bytes.fromhex("e90d00")  # jmp to f000:0000
 FAST_RESET = bytes.fromhex("b001 e692 f4 ebfd")  # ... out 0x92, al
 
 
-def rom(tmp_path: Path, code: bytes) -> Firmware:
-    image = bytearray(b"\xf4") * SIZE
+def rom(tmp_path: Path, code: bytes, start: bytes = b"") -> Firmware:
+    """An image with `code` at the reset vector, and `start` at its beginning."""
+    image = bytearray(start.ljust(SIZE, b"\xf4"))
     image[RESET_CODE_AT : RESET_CODE_AT + len(code)] = code
     image[-1] = 0
     (tmp_path / "rom.bin").write_bytes(image)
@@ -74,10 +79,28 @@ def test_seabios_without_a_disk() -> None:
 
 def test_variables_of_one_guest_alone(tmp_path: Path) -> None:
     variables = tmp_path / "vars"
-    variables.write_bytes(bytes(40) + b"_FVH" + bytes(8148))
+    variables.write_bytes(VARIABLES)
     firmware = rom(tmp_path, STATUS_7).replace(vars=str(variables), keep=True)
     with Machine(firmware=firmware, memory="1M"), pytest.raises(CannotRun, match="in use by another guest"):
         Machine(firmware=firmware, memory="1M")
     assert boot(firmware)[0] == DebugExit(7)
     with pytest.raises(CannotRun, match=r"cannot open .*No such file"):
         Machine(firmware=firmware.replace(vars=str(tmp_path / "none")), memory="1M")
+
+
+def test_writes_to_the_variables(payload: Payload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The payload reads what it has written; the file has it all; most writes are no exits."""
+    exits: list[int] = []
+    serve = VcpuThread._serve_mmio
+
+    def counted(thread: VcpuThread, page: memoryview) -> None:
+        exits.append(thread.vcpu.index)
+        serve(thread, page)
+
+    monkeypatch.setattr(VcpuThread, "_serve_mmio", counted)
+    variables = tmp_path / "vars"
+    variables.write_bytes(VARIABLES)
+    firmware = rom(tmp_path, TO_THE_START, Path(payload("flash.bin")).read_bytes())
+    assert boot(firmware.replace(vars=str(variables), keep=True)) == (DebugExit(0), b"")
+    assert variables.read_bytes()[4096:] == bytes(i & 0xFF for i in range(500)) + b"\x55" + b"\xff" * 3595
+    assert len(exits) < 30

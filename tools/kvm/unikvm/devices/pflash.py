@@ -40,7 +40,7 @@ class Pflash:
     """`array` is what the guest reads. `show(visible)`: map it for the guest, or let reads come here. `changed(start,
     end)`: [start, end) of it is new; told once a sequence of commands has ended.
 
-    All of it runs on the thread of the vCPU that writes; firmware lets one at a time.
+    For one thread at a time.
     """
 
     def __init__(

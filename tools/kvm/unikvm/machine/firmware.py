@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a machine has more when PC firmware starts it, instead of a loader of ours. Imported for those runs alone.
 
-Variables that are not kept are ROM: OVMF then has a copy of its own in RAM, and each byte of the some ten thousand that
-it writes at a first boot is not two exits.
+Variables that are not kept are ROM: OVMF then has a copy of its own in RAM, and none of the writes to it is an exit.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from unikvm.devices import fwcfg, i440fx
 from unikvm.devices.firmware_ports import DebugConsole, PmTimer, SystemControl
 from unikvm.devices.pflash import Pflash
 from unikvm.errors import CannotRun
+from unikvm.lean import Lock
+from unikvm.sys.coalesced import CoalescedWrites
 from unikvm.uapi.kvm import KVM_MEM_READONLY
 
 TYPE_CHECKING = False
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], object]
 
+_LATE = 0.1  # seconds
 _FIRST_SLOT = 400  # of KVM's memory slots: far from those of RAM
 
 
@@ -42,7 +44,6 @@ class Board:
             closables.append(lambda: os.close(self._kept))
         self.entry, self._flash = image.load(config.code, config.vars, memory)
         closables.append(self._flash.close)
-        self.variables: Pflash | None = None
 
     def plug(self, parts: Parts, reset: Callable[[], None], say: Say) -> None:
         """The flash and the ports."""
@@ -61,8 +62,9 @@ class Board:
         def keep(start: int, end: int) -> None:
             os.pwrite(self._kept, array[start:end], start)
 
-        self.variables = Pflash(array, lambda visible: _map(parts, slot, region, visible), keep)
-        parts.mmio.add(region.gpa, region.size, self.variables)
+        variables = Variables(parts, slot, region, array, keep)
+        parts.closables.append(variables.settle)
+        parts.mmio.add(region.gpa, region.size, variables)
 
     def describe(self, parts: Parts, tables: acpi.AcpiConfig) -> None:
         """fw_cfg, with the ACPI tables in it."""
@@ -70,6 +72,72 @@ class Board:
         files = {**image.files(config.memory), **acpi_loader.files(tables)}
         items = fwcfg.numbers(memory=config.memory, cpus=config.cpus, apic_ids=config.all_topology.last_id + 1)
         parts.pio.add(layout.FW_CFG, layout.FW_CFG_SIZE, fwcfg.FwCfg(items, files, parts.memory))
+
+
+class Variables:
+    """The flash with the variables, as the guest reaches it: on the thread of any vCPU.
+
+    The first write of a sequence of commands is an exit, and takes the array away from the guest. From then on KVM
+    keeps the writes, and a read is an exit. What KVM has kept is carried out before anything else, and after _LATE
+    seconds all the same: nobody has to read what he has written, and the file is to have it.
+    """
+
+    def __init__(
+        self, parts: Parts, slot: int, region: Region, array: memoryview, changed: Callable[[int, int], None]
+    ) -> None:
+        self._parts = parts
+        self._slot = slot
+        self._region = region
+        self._lock = Lock()  # a leaf; protects the flash, the ring of writes, and what the guest sees
+        self._flash = Pflash(array, self._want, changed)
+        self._writes: CoalescedWrites | None = None
+        self._visible = self._wanted = True
+
+    def read(self, offset: int, size: int) -> int:
+        with self._lock:
+            self._catch_up()
+            return self._flash.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        with self._lock:
+            self._catch_up()
+            self._flash.write(offset, size, value)
+            self._show()
+
+    def settle(self) -> None:
+        """Carry out what KVM has kept."""
+        with self._lock:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._writes is not None:
+            for offset, size, value in self._writes.take():
+                self._flash.write(offset, size, value)
+            self._show()
+
+    def _want(self, visible: bool) -> None:
+        self._wanted = visible
+
+    def _show(self) -> None:
+        """Let the guest see what the flash wants it to. Once for many commands: KVM takes its time for it."""
+        if self._wanted == self._visible:
+            return
+        self._visible = self._wanted
+        if self._writes is None:
+            self._writes = CoalescedWrites(
+                self._parts.vm, self._parts.vcpus[0].vcpu, self._region.gpa, self._region.size
+            )
+        if self._visible:
+            self._writes.keep(False)
+        _map(self._parts, self._slot, self._region, self._visible)
+        if not self._visible:
+            self._writes.keep(True)
+            self._parts.io.schedule(_LATE, self._late)
+
+    def _late(self) -> None:
+        self.settle()
+        if not self._visible:
+            self._parts.io.schedule(_LATE, self._late)
 
 
 def add_bridges(bus: PciBus) -> None:

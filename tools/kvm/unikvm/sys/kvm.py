@@ -196,6 +196,10 @@ class Vm:
         request.irq = gsi
         _ioctl(self.fd, "KVM_IRQ_LINE", request)
 
+    def coalesce(self, zone: ctypes.Structure, on: bool) -> None:
+        """Keep the guest's writes to `zone`, a kvm_coalesced_mmio_zone, in the VM's ring; or let them be exits."""
+        _ioctl(self.fd, "KVM_REGISTER_COALESCED_MMIO" if on else "KVM_UNREGISTER_COALESCED_MMIO", zone)
+
     def enable(self, capability: int, argument: int) -> None:
         """KVM_ENABLE_CAP."""
         from unikvm.uapi.kvm_state import kvm_enable_cap

@@ -617,33 +617,3 @@ class kvm_irq_routing(ctypes.Structure):
         ("flags", ctypes.c_uint32),
         ("entries", kvm_irq_routing_entry * 0),
     )
-
-
-class kvm_coalesced_mmio_zone__u0(ctypes.Union):
-    """unnamed, 4 bytes."""
-
-    if TYPE_CHECKING:
-        pad: int
-        pio: int
-
-    _fields_ = (
-        ("pad", ctypes.c_uint32),
-        ("pio", ctypes.c_uint32),
-    )
-
-
-class kvm_coalesced_mmio_zone(ctypes.Structure):
-    """16 bytes."""
-
-    if TYPE_CHECKING:
-        addr: int
-        size: int
-        pad: int
-        pio: int
-
-    _anonymous_ = ("_u0",)
-    _fields_ = (
-        ("addr", ctypes.c_uint64),
-        ("size", ctypes.c_uint32),
-        ("_u0", kvm_coalesced_mmio_zone__u0),
-    )

@@ -1005,3 +1005,80 @@ class kvm_enable_cap(ctypes.Structure):
         ("args", ctypes.c_uint64 * 4),
         ("pad", ctypes.c_uint8 * 64),
     )
+
+
+class kvm_coalesced_mmio_zone__u0(ctypes.Union):
+    """unnamed, 4 bytes."""
+
+    if TYPE_CHECKING:
+        pad: int
+        pio: int
+
+    _fields_ = (
+        ("pad", ctypes.c_uint32),
+        ("pio", ctypes.c_uint32),
+    )
+
+
+class kvm_coalesced_mmio_zone(ctypes.Structure):
+    """16 bytes."""
+
+    if TYPE_CHECKING:
+        addr: int
+        size: int
+        pad: int
+        pio: int
+
+    _anonymous_ = ("_u0",)
+    _fields_ = (
+        ("addr", ctypes.c_uint64),
+        ("size", ctypes.c_uint32),
+        ("_u0", kvm_coalesced_mmio_zone__u0),
+    )
+
+
+class kvm_coalesced_mmio__u0(ctypes.Union):
+    """unnamed, 4 bytes."""
+
+    if TYPE_CHECKING:
+        pad: int
+        pio: int
+
+    _fields_ = (
+        ("pad", ctypes.c_uint32),
+        ("pio", ctypes.c_uint32),
+    )
+
+
+class kvm_coalesced_mmio(ctypes.Structure):
+    """24 bytes."""
+
+    if TYPE_CHECKING:
+        phys_addr: int
+        len: int
+        pad: int
+        pio: int
+        data: ctypes.Array[ctypes.c_uint8]
+
+    _anonymous_ = ("_u0",)
+    _fields_ = (
+        ("phys_addr", ctypes.c_uint64),
+        ("len", ctypes.c_uint32),
+        ("_u0", kvm_coalesced_mmio__u0),
+        ("data", ctypes.c_uint8 * 8),
+    )
+
+
+class kvm_coalesced_mmio_ring(ctypes.Structure):
+    """8 bytes."""
+
+    if TYPE_CHECKING:
+        first: int
+        last: int
+        coalesced_mmio: ctypes.Array[kvm_coalesced_mmio]
+
+    _fields_ = (
+        ("first", ctypes.c_uint32),
+        ("last", ctypes.c_uint32),
+        ("coalesced_mmio", kvm_coalesced_mmio * 0),
+    )
