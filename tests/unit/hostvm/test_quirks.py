@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from unikvm.hostvm.host import HostVm
-from unikvm.hostvm.quirks import before_firmware
+from unikvm.hostvm.quirks import before_firmware, before_many_cpus
 
 
 class Host:
@@ -32,3 +32,18 @@ def test_only_an_emulated_host_is_told(kind: str, uefi: bool, written: dict[str,
     host = Host(kind)
     before_firmware(cast(HostVm, host), uefi=uefi)
     assert host.written == written
+
+
+@pytest.mark.parametrize(
+    ("kind", "cpus", "given", "late"),
+    [
+        ("tcg", 8, "quiet", False),
+        ("tcg", 9, "quiet", True),
+        ("icount", 255, "quiet", True),
+        ("kvm", 255, "quiet", False),
+        ("tcg", 32, "quiet maxcpus=4", False),  # the user's word
+    ],
+)
+def test_cpus_that_come_online_late(kind: str, cpus: int, given: str, late: bool) -> None:
+    host = cast("HostVm", SimpleNamespace(accel=SimpleNamespace(kind=kind)))
+    assert before_many_cpus(host, cpus, given) == (f"{given} maxcpus=1 unikvm.cpus" if late else given)

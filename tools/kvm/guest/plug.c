@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What comes while the guest runs (`unikvm.plug` on the kernel's command line): a CPU that the kernel was given is
- * offline until somebody wants it. Distributions have udev for that; a guest without one has this process.
+ * CPUs that are offline until somebody wants them. Those that come while the guest runs (`unikvm.plug` on the kernel's
+ * command line): distributions have udev for that; a guest without one has a process of its own. And those that the
+ * kernel was told to leave alone (`maxcpus=`, and `unikvm.cpus` for here).
  */
 #include "init.h"
 
@@ -58,19 +59,28 @@ static void watch(int events, int sys)
 	}
 }
 
-void plug_start(void)
+static void put_all_online(int sys)
+{
+	char devpath[64];
+	int cpu;
+
+	for (cpu = 1;; cpu++) {
+		snprintf(devpath, sizeof(devpath), "/devices/system/cpu/cpu%d", cpu);
+		if (faccessat(sys, devpath + 1, F_OK, 0))
+			return;
+		put_online(sys, devpath);
+	}
+}
+
+static void start_watching(int sys)
 {
 	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = KERNEL_EVENTS };
-	char value[8];
-	int events, sys;
+	int events;
 	pid_t pid;
 
-	if (!cmdline_value("unikvm.plug", value, sizeof(value)))
-		return;
-	/* Opened before the guest gets another root; bound before anything can come. */
-	sys = open("/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	/* Bound before anything can come. */
 	events = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT);
-	if (sys < 0 || events < 0 || bind(events, (struct sockaddr *)&address, sizeof(address))) {
+	if (events < 0 || bind(events, (struct sockaddr *)&address, sizeof(address))) {
 		complain("no news of what comes: %s", strerror(errno));
 	} else {
 		pid = fork();
@@ -81,6 +91,21 @@ void plug_start(void)
 		if (pid < 0)
 			complain("fork: %s", strerror(errno));
 	}
-	close(sys);
 	close(events);
+}
+
+void plug_start(void)
+{
+	char value[8];
+	int sys = open("/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);	/* before the guest gets another root */
+
+	if (sys < 0) {
+		complain("/sys: %s", strerror(errno));
+		return;
+	}
+	if (cmdline_value("unikvm.cpus", value, sizeof(value)))
+		put_all_online(sys);
+	if (cmdline_value("unikvm.plug", value, sizeof(value)))
+		start_watching(sys);
+	close(sys);
 }

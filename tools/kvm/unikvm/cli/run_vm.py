@@ -113,6 +113,11 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
         from unikvm.cli.options.memory import set_aside_in
 
         set_aside_in(host, plan.config)
+    if plan.own_init:
+        from unikvm.hostvm.quirks import before_many_cpus
+
+        cmdline = before_many_cpus(host, plan.config.cpus, plan.config.cmdline)
+        plan = plan.replace(config=plan.config.replace(cmdline=cmdline))
     inner = plan.replace(result=RESULT if plan.result else None)
     if name is not None:
         if plan.own_init:

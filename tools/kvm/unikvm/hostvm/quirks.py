@@ -7,6 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unikvm.hostvm.host import HostVm
 
+_FEW_CPUS = 8  # more than these are brought online late
 _MIN_TIMER_PERIOD = "/sys/module/kvm/parameters/min_timer_period_us"
 _ONE_SECOND = b"1000000"
 _ZERO_PAGE = "/sys/kernel/mm/transparent_hugepage/use_zero_page"
@@ -31,3 +32,15 @@ def _spare_interrupts(host: HostVm) -> None:
     means, but for what it does on ticks: it looks for keys once a second.
     """
     host.exec(["tee", _MIN_TIMER_PERIOD], stdin=_ONE_SECOND)
+
+
+def before_many_cpus(host: HostVm, cpus: int, cmdline: str) -> str:
+    """The command line of a Linux guest with our init and `cpus` vCPUs, for which `cmdline` was meant.
+
+    Until a kernel has chosen its clock source, each of its CPUs takes 250 timer interrupts a second, idle or not. Each
+    is several exits, and after an exit the emulator has forgotten every translation of an address: with 32 CPUs hardly
+    anything but interrupts goes on. So the kernel starts one, and init the others, when idle ones do not tick any more.
+    """
+    if host.accel.kind == "kvm" or cpus <= _FEW_CPUS or "maxcpus=" in cmdline:
+        return cmdline
+    return f"{cmdline} maxcpus=1 unikvm.cpus"
