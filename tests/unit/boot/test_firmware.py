@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from struct import iter_unpack
+from struct import iter_unpack, pack
 
 import pytest
 
@@ -15,7 +15,7 @@ from unikvm.memory import GuestMemory
 
 KIB, MIB = 1 << 10, 1 << 20
 CODE = bytes(range(256)) * KIB  # 256 KiB
-VARIABLES = bytes(40) + b"_FVH" + bytes(8148)
+VARIABLES = bytes(32) + pack("<Q4s", 8192, b"_FVH") + bytes(8148)
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def test_variables_lie_below_the_code(tmp_path: Path, memory: GuestMemory) -> No
         (CODE, CODE, "not a store of UEFI variables"),
         (CODE, VARIABLES[:-1], "not a store of UEFI variables"),
         (CODE * 32, VARIABLES, "not a store of UEFI variables"),
+        (CODE, VARIABLES[:4096], "4096 bytes of a store of UEFI variables of 8192"),
     ],
 )
 def test_files_that_are_none(

@@ -7,7 +7,7 @@ SeaBIOS is one image. OVMF is two: its code, and the variables that it writes to
 from __future__ import annotations
 
 import os
-from struct import pack
+from struct import Struct, pack
 
 from unikvm.arch.x86_64 import layout
 from unikvm.arch.x86_64.state import RESET
@@ -16,7 +16,10 @@ from unikvm.memory import GuestMemory
 
 _MIN_SIZE = 64 << 10  # what a CPU can reach right after its reset
 _RESET_CODE = 16  # bytes from its first instruction to the end of memory
-_VOLUME_SIGNATURE_AT, _VOLUME_SIGNATURE = 40, b"_FVH"  # EFI_FIRMWARE_VOLUME_HEADER (UEFI PI 1.7, volume 3, §3.2.1)
+# EFI_FIRMWARE_VOLUME_HEADER (UEFI PI 1.7, volume 3, §3.2.1): FvLength and Signature
+_VOLUME = Struct("<Q4s")
+_VOLUME_AT = 32
+_VOLUME_SIGNATURE = b"_FVH"
 _SERIAL_PORT_FILE = "etc/sercon-port"  # SeaBIOS: there is no VGA, use this
 
 
@@ -60,9 +63,12 @@ def _check_code(image: Image) -> None:
 
 
 def _check_variables(image: Image, code: Image) -> None:
-    signature = image.pread(4, _VOLUME_SIGNATURE_AT)
+    length, signature = _VOLUME.unpack(image.pread(_VOLUME.size, _VOLUME_AT).ljust(_VOLUME.size, b"\0"))
     if signature != _VOLUME_SIGNATURE or image.size % PAGE or image.size + code.size > layout.FLASH_MAX:
         raise image.bad("it is not a store of UEFI variables", "copy OVMF's OVMF_VARS_4M.fd, or name a new file")
+    if length != image.size:
+        # The store ends where the code begins, so all of it would be at the wrong address.
+        raise image.bad(f"it has {image.size} bytes of a store of UEFI variables of {length}", "name a new file")
 
 
 def files(memory_size: int) -> dict[str, bytes]:
