@@ -24,10 +24,12 @@ SECONDS = 120.0  # a guest under emulation takes so long to boot on a busy machi
 class AgentAccess:
     """The device and the way over it to the agent of a guest, or why there is none. `devices`: to plug in."""
 
-    def __init__(self, *, own_init: bool) -> None:
+    def __init__(self, *, linux: bool, own_init: bool) -> None:
         self.devices: tuple[VirtioDevice, ...] = ()
         self._link: AgentLink | None = None
-        self._why = "has no agent: its initramfs is not unikvm's (`unikvm run -- CMD` puts ours on top)"
+        self._why = "has no agent: that comes with unikvm's initramfs, and so not with firmware or a payload"
+        if linux:
+            self._why = "has no agent: its initramfs is not unikvm's (`unikvm run -- CMD` puts ours on top)"
         if own_init:
             from unikvm.machine.agentlink import make
 

@@ -144,6 +144,11 @@ class _Guest:
         self._output = Output(2 if plan.command and not plan.tty else 1)
         self._panics: Callable[[bytes], None] = lambda _data: None
         self.devices: tuple[VirtioDevice, ...] = self._make_devices() if plan.linux else ()
+        if plan.reachable:
+            from unikvm.cli.agent import AgentAccess
+
+            self.access = AgentAccess(linux=plan.linux, own_init=plan.own_init)
+            self.devices += self.access.devices
 
     def _make_devices(self) -> tuple[VirtioDevice, ...]:
         from unikvm.virtio.console import Console
@@ -180,11 +185,7 @@ class _Guest:
             )
         columns, rows = window_size()
         self._console = Console(console, ports, columns=columns, rows=rows)
-        if plan.reachable:
-            from unikvm.cli.agent import AgentAccess
-
-            self.access = AgentAccess(own_init=plan.own_init)
-        return (self._console, Rng(), *_directories(plan), *(self.access.devices if self.access else ()))
+        return (self._console, Rng(), *_directories(plan))
 
     def print(self, data: bytes) -> None:
         """What the serial port sends; nothing while the guest's console, which says the same, is the virtio one."""

@@ -51,4 +51,4 @@ def add(plan: Plan, args: Any) -> Plan:
             fresh_copy(found.vars, variables)
             progress(f"made {variables}")
     firmware = Firmware(found.code, variables, "vars" in given, "debug" in given)
-    return plan.replace(config=plan.config.replace(firmware=firmware))
+    return plan.replace(config=plan.config.replace(firmware=firmware), spec=f"firmware {spec}")
