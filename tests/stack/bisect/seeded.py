@@ -32,21 +32,19 @@ GUEST_TIME = Commit(
 
 # Bounded: whoever waits for the wakeup that was forgotten goes on after 10 s. Waiting is for a TEST's child.
 LOST_WAKEUP = Commit(
-    "kernel: Sleep until the probes have left, instead of through a grace period",
+    "kernel: Let the probes leave before close() returns",
     (
-        Edit(HEADER, "#include <linux/hashtable.h>\n",
-             "#include <linux/completion.h>\n#include <linux/hashtable.h>\n"),
-        Edit(HEADER, "#include <linux/fs.h>\n", "#include <linux/fs.h>\n#include <linux/rcupdate.h>\n"),
+        Edit(HEADER, "#include <linux/fs.h>\n", "#include <linux/completion.h>\n#include <linux/fs.h>\n"),
         Edit(HEADER, "\tstruct unikvm_vcpu vcpus[UNIKVM_SLOTS];\n",
-             "\tstruct rcu_head rcu;\n"
+             "\tstruct rcu_head leaving;\n"
              "\tstruct completion probes_left;\n"
              "\tstruct unikvm_vcpu vcpus[UNIKVM_SLOTS];\n"),
-        Edit(ACCOUNTING, "/* After this no probe touches `vm`: none", """\
+        Edit(ACCOUNTING, "/*\n * After this no probe finds `vm`", """\
 #define PROBES_PATIENCE	(10 * HZ)
 
-static void probes_left(struct rcu_head *rcu)
+static void probes_left(struct rcu_head *head)
 {
-	struct unikvm_vm *vm = container_of(rcu, struct unikvm_vm, rcu);
+	struct unikvm_vm *vm = container_of(head, struct unikvm_vm, leaving);
 
 	/* A VM of which no vCPU was bound has no probes to wait for. */
 	if (vm->used)
@@ -56,15 +54,16 @@ static void probes_left(struct rcu_head *rcu)
 static void wait_for_probes(struct unikvm_vm *vm)
 {
 	init_completion(&vm->probes_left);
-	call_rcu(&vm->rcu, probes_left);
+	call_rcu(&vm->leaving, probes_left);
 	wait_for_completion_timeout(&vm->probes_left, PROBES_PATIENCE);
 }
 
-/* After this no probe touches `vm`: none"""),
-        Edit(ACCOUNTING, "\tspin_unlock_irqrestore(&bind_lock, flags);\n\tsynchronize_rcu();\n}\n",
-             "\tspin_unlock_irqrestore(&bind_lock, flags);\n\twait_for_probes(vm);\n}\n"),
-        Edit(ACCOUNTING, "\ttracepoint_synchronize_unregister();\n}\n",
-             "\ttracepoint_synchronize_unregister();\n\trcu_barrier();\n}\n"),
+/*
+ * After this no probe finds `vm`"""),
+        Edit(ACCOUNTING,
+             "\t\thash_del_rcu(&vm->vcpus[i].node);\n\traw_spin_unlock_irqrestore(&bind_lock, flags);\n}\n",
+             "\t\thash_del_rcu(&vm->vcpus[i].node);\n\traw_spin_unlock_irqrestore(&bind_lock, flags);\n"
+             "\twait_for_probes(vm);\n}\n"),
     ),
     "lost-wakeup",
 )  # fmt: skip
