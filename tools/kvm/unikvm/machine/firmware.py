@@ -92,6 +92,7 @@ class Variables:
         self._flash = Pflash(array, self._want, changed)
         self._writes: CoalescedWrites | None = None
         self._visible = self._wanted = True
+        self._looks = False  # soon, at what KVM has kept
 
     def read(self, offset: int, size: int) -> int:
         with self._lock:
@@ -132,12 +133,20 @@ class Variables:
         _map(self._parts, self._slot, self._region, self._visible)
         if not self._visible:
             self._writes.keep(True)
+            self._look_later()
+
+    def _look_later(self) -> None:
+        """Once, however often the guest takes the array away meanwhile."""
+        if not self._looks:
+            self._looks = True
             self._parts.io.schedule(_LATE, self._late)
 
     def _late(self) -> None:
-        self.settle()
-        if not self._visible:
-            self._parts.io.schedule(_LATE, self._late)
+        with self._lock:
+            self._looks = False
+            self._catch_up()
+            if not self._visible:
+                self._look_later()
 
 
 def add_bridges(bus: PciBus) -> None:
