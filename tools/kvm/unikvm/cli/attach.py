@@ -14,6 +14,7 @@ import argparse
 import os
 
 from unikvm.cli.options.disks import parse_disk
+from unikvm.cli.options.values import check_image
 from unikvm.control import client
 from unikvm.errors import CannotRun
 
@@ -29,8 +30,7 @@ def main(args: argparse.Namespace) -> int:
     devices: list[dict[str, object]] = []
     for text in args.disk:
         disk = parse_disk(text)
-        if not os.path.exists(disk.path):
-            raise CannotRun(f"no such image: {disk.path}")
+        check_image(disk.path)
         devices.append({"disk": disk.replace(path=os.path.abspath(disk.path)).asdict()})
     if args.net or args.forward:
         from unikvm.cli.options.network import parse

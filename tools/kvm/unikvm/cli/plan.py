@@ -172,8 +172,9 @@ def _check(plan: Plan) -> None:
         if not os.path.isdir(share):
             raise CannotRun(f"--share {share}: no such directory")
     for path in (*(disk.path for disk in plan.config.disks), *(pmem.path for pmem in plan.config.pmems)):
-        if not os.path.exists(path):
-            raise CannotRun(f"no such image: {path}")
+        from unikvm.cli.options.values import check_image
+
+        check_image(path)
     if plan.config.initrd and not os.path.isfile(plan.config.initrd):
         raise CannotRun(f"no such initrd: {plan.config.initrd}")
 

@@ -35,3 +35,9 @@ def split(
             raise CannotRun(f"{option} {text}: {word!r} is {what}", hint=f"{option} VALUE{form}")
         found[name] = value if equals else "on"
     return first, found
+
+
+def check_image(path: str) -> None:
+    """CannotRun where there is no image of a disk or a memory, before anything starts."""
+    if not os.path.exists(path):
+        raise CannotRun(f"no such image: {path}")
