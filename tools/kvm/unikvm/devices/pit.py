@@ -9,6 +9,7 @@ it. What the first access means is put into KVM's state; each later one is KVM's
 from __future__ import annotations
 
 from unikvm.lean import Lock
+from unikvm.uapi.kvm import KVM_PIT_FLAGS_SPEAKER_DATA_ON
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,8 +70,6 @@ def _timer_written(state: kvm_pit_state2, port: int, value: int) -> None:
 
 
 def _speaker_written(state: kvm_pit_state2, _port: int, value: int) -> None:
-    from unikvm.uapi.kvm import KVM_PIT_FLAGS_SPEAKER_DATA_ON
-
     state.channels[_SPEAKER_CHANNEL].gate = value & _GATE
     if value & _DATA_ON:
         state.flags |= KVM_PIT_FLAGS_SPEAKER_DATA_ON
