@@ -1,86 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * A guest that means harm, by a word of its command line: `config`, `registers`, `ports`, `rings`, `resets`, `bells`,
- * `flood`, from `seed=` (1) on, `rounds=` (1) times. The last disk is left alone, and has to work after each attack. At the end
- * it says `alive`, and sleeps. `only=` is a virtio device ID, and leaves the others alone as well. What a guest may do to itself (switch off, reset, stop its own processor) is left out.
- * `hang` does no harm: the first disk does not answer, which is the host's doing, and the others have to go on.
+ * `flood`, from `seed=` (1) on, `rounds=` (1) times. The last disk is left alone, and has to work after each attack. At
+ * the end it says `alive`, and sleeps. `only=` is a virtio device ID, and leaves the others alone as well. What a guest
+ * may do to itself (switch off, reset, stop its own processor) is left out.
  */
-#include "virtio.h"
+#include "witness.h"
 
 #define INDIRECT	(1u << 28)
 #define EVENT_IDX	(1u << 29)
 #define LENGTH(array)	(sizeof(array) / sizeof(array[0]))
 
-static struct device witness, target;
-static struct ring witness_ring, ring;
-static struct { uint32_t type, priority; uint64_t sector; } header, other_header;
-static uint32_t block[128];
-static volatile uint8_t status;
-static uint16_t witnessed;
+static struct device target;
+static struct ring ring;
+static struct block_header header;
 static uint8_t scratch[1 << 16] __attribute__((aligned(4096)));
 static struct descriptor table[1100] __attribute__((aligned(16)));
-
-static uint32_t step[3];	/* where it is: device type, queue, kind */
-
-static void fail(const char *why)
-{
-	uint32_t i;
-
-	outb(COM1 + 3, 3);
-	outb(COM1 + 4, 3);
-	print("\n");
-	print(why);
-	for (i = 0; i < 3; i++) {
-		print(" ");
-		print_hex(step[i]);
-	}
-	print("\n");
-	outl(DEBUG_EXIT, 9);
-	for (;;)
-		asm volatile("cli; hlt");
-}
-
-static int ask(uint32_t type)
-{
-	header.type = type;
-	header.sector = 1;
-	status = 0xff;
-	describe(&witness_ring, 0, &header, sizeof(header), DESC_NEXT);
-	describe(&witness_ring, 1, block, sizeof(block), type ? DESC_NEXT : DESC_NEXT | DESC_WRITE);
-	describe(&witness_ring, 2, &status, 1, DESC_WRITE);
-	offer(&witness_ring, 0);
-	notify(&witness, 0);
-	return wait_used(&witness_ring, ++witnessed) && !status;
-}
-
-/* Another device works: what is written to it is read back. */
-static void others_live(void)
-{
-	uint32_t mark = random32();
-
-	block[0] = block[127] = mark;
-	if (!ask(1))
-		fail("the other disk does not write");
-	block[0] = block[127] = 0;
-	if (!ask(0) || block[0] != mark || block[127] != mark)
-		fail("the other disk does not read");
-}
-
-static void find_witness(int mmio)
-{
-	uint32_t n = 0;
-
-	while (find_device(&witness, mmio, TYPE_BLOCK, n))
-		n++;
-	if (!n)
-		fail("no disk");
-	find_device(&witness, mmio, TYPE_BLOCK, n - 1);
-	begin(&witness, 0);
-	set_queue(&witness, 0, &witness_ring);
-	if (!finish(&witness))
-		fail("the other disk does not begin");
-	others_live();
-}
 
 /* The next device that may be attacked, from `index` on; its index and one more, or 0. */
 static uint32_t next_target(uint32_t index)
@@ -281,7 +216,7 @@ static int forge_chain(uint32_t kind)
 {
 	uint32_t data = (uint32_t)scratch, i;
 
-	forge(0, (uint32_t)&other_header, 16, DESC_NEXT, 1);
+	forge(0, (uint32_t)&header, 16, DESC_NEXT, 1);
 	forge(1, data, 512, DESC_NEXT | DESC_WRITE, 2);
 	forge(2, data + 4096, 1, DESC_WRITE, 0);
 	switch (kind) {
@@ -318,7 +253,7 @@ static int forge_chain(uint32_t kind)
 	case 30: for (i = 0; i < RING; i++)
 			forge(i, random32(), random32(), random32() & 7, random32() % (RING + 1));
 		 break;
-	case 31: forge(1, data, 512, DESC_NEXT, 2); other_header.type = 1; break;
+	case 31: forge(1, data, 512, DESC_NEXT, 2); header.type = 1; break;
 	case 32: forge(0, data, 16, DESC_NEXT, 1); for (i = 0; i < 16; i++) scratch[i] = random32(); break;
 	default: return 0;
 	}
@@ -327,7 +262,7 @@ static int forge_chain(uint32_t kind)
 
 static void start_target(uint32_t queue, uint32_t features)
 {
-	other_header.type = other_header.sector = 0;
+	header.type = header.sector = 0;
 	begin(&target, features);
 	set_queue(&target, queue, &ring);
 	finish(&target);
@@ -465,65 +400,11 @@ static void attack_flood(void)
 	}
 }
 
-/* Text to the console, which has to be taken. */
-static void console_lives(void)
-{
-	static struct device console;
-	static struct ring text;
-
-	if (!find_device(&console, witness.mmio, TYPE_CONSOLE, 0))
-		fail("no console");
-	begin(&console, 0);
-	set_queue(&console, 1, &text);
-	finish(&console);
-	describe(&text, 0, "text", 4, 0);
-	offer(&text, 0);
-	notify(&console, 1);
-	if (!wait_used(&text, 1))
-		fail("the console does not take text");
-}
-
-/* Ask the first disk for a flush. */
-static void flush_target(volatile uint8_t *answer)
-{
-	start_target(0, 0);
-	other_header.type = 4;
-	describe(&ring, 0, &other_header, sizeof(other_header), DESC_NEXT);
-	describe(&ring, 1, answer, 1, DESC_WRITE);
-	offer(&ring, 0);
-	notify(&target, 0);
-}
-
-/* A flush that does not return on the host, and a reset in the middle of it, which is complete when it has. */
-static void attack_hang(void)
-{
-	static volatile uint8_t answer = 0xff;
-
-	if (!find_device(&target, witness.mmio, TYPE_BLOCK, 0))
-		fail("no disk");
-	flush_target(&answer);
-	others_live();
-	console_lives();
-	set_status(&target, 0);
-	if (!get_status(&target) || answer != 0xff)
-		fail("it was no hang");
-	print("waiting\n");
-	while (get_status(&target)) {
-		others_live();
-		console_lives();
-	}
-	answer = 0xff;
-	flush_target(&answer);
-	if (!wait_used(&ring, 1) || answer)
-		fail("it does not work again");
-}
-
 int main(void)
 {
 	uint32_t rounds = option("rounds", 1);
 	int mmio = has_word("mmio");
 
-	seed = option("seed", 1) * 2654435761u | 1;
 	find_witness(mmio);
 	while (rounds--) {
 		if (has_word("config"))
@@ -540,11 +421,6 @@ int main(void)
 			attack_bells();
 		if (has_word("flood"))
 			attack_flood();
-		if (has_word("hang"))
-			attack_hang();
 	}
-	others_live();
-	print("\nalive\n");
-	for (;;)
-		asm volatile("cli; hlt");
+	still_alive();
 }

@@ -127,12 +127,13 @@ def attack(
     *,
     transport: str = "pci",
     testdev: bool = False,
+    guest: str = "hostile.elf",
     watch: Callable[[bytearray], object] = len,
 ) -> None:
     """`watch` sees what the console has said so far, again and again."""
     before = resident()
     with Machine(
-        kernel=payload("hostile.elf"),
+        kernel=payload(guest),
         cmdline=f"{words} {transport}",
         console="serial",
         memory="16M",
@@ -220,7 +221,7 @@ def test_a_disk_that_does_not_answer(
             time.sleep(0.2)
             gate.set()
 
-    attack(payload, everything, "hang", transport=transport, watch=watch)
+    attack(payload, everything, "", transport=transport, guest="hang.elf", watch=watch)
     assert gate.is_set()
     assert everything.got, "what the console took has to come out"
 
@@ -229,7 +230,7 @@ def test_a_run_ends_with_a_disk_that_does_not_answer(
     payload: Callable[[str], str], everything: Everything, gate: threading.Event
 ) -> None:
     with Machine(
-        kernel=payload("hostile.elf"), cmdline="hang pci", console="serial", memory="16M", devices=everything.devices()
+        kernel=payload("hang.elf"), cmdline="pci", console="serial", memory="16M", devices=everything.devices()
     ) as machine:
         machine.start()
         machine.expect(b"waiting\n", SECONDS)
