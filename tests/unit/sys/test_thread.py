@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Threads without `threading`: names, ends, and results that come later."""
+"""Threads without `threading`: names and ends."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from unikvm.lean import SimpleQueue
-from unikvm.sys.thread import Later, Thread
+from unikvm.sys.thread import Thread
 
 
 def test_a_thread_has_a_name_that_the_system_shows_and_an_end() -> None:
@@ -31,20 +29,3 @@ def test_a_thread_has_a_name_that_the_system_shows_and_an_end() -> None:
     thread.join()
     assert not thread.alive
     thread.join()
-
-
-def test_a_result_comes_later() -> None:
-    later = Later(lambda: 6 * 7, "later")
-    assert later.wait()
-    assert later.result() == 42
-    assert later.result() == 42
-
-
-def test_an_error_comes_later() -> None:
-    def fail() -> None:
-        raise ValueError("no")
-
-    later = Later(fail, "later")
-    assert not later.wait()
-    with pytest.raises(ValueError, match="no"):
-        later.result()

@@ -24,7 +24,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str, command: 
     args = quick_parse(["-q", *words])
     assert args is not None
     args.__dict__["command"] = list(command)
-    return make_plan(args, ())
+    return make_plan(args, (), linux=False)
 
 
 def test_a_plan_with_firmware(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

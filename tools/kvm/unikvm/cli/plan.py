@@ -91,12 +91,11 @@ def load(text: str) -> Plan:
     return Plan(Config(**config, disks=disks), **fields)
 
 
-def make_plan(args: Any, disks: tuple[Disk, ...]) -> Plan:
+def make_plan(args: Any, disks: tuple[Disk, ...], *, linux: bool) -> Plan:
     """What `args` ask for, with every image found, fetched and unpacked. Raises CannotRun."""
     if args.image and args.kernel:
         raise CannotRun("the kernel is named twice", hint=f"{args.image!r} and --kernel {args.kernel!r}")
     spec = args.kernel or args.image
-    linux = not args.firmware and (not (spec and os.path.isfile(spec)) or is_linux(spec))
     console = args.console or ("virtio" if linux else "serial")
     command = tuple(args.command)
     if linux and not command and args.initrd is None and console != "serial" and not os.isatty(0):
@@ -177,28 +176,6 @@ def _check(plan: Plan) -> None:
         check_image(path)
     if plan.config.initrd and not os.path.isfile(plan.config.initrd):
         raise CannotRun(f"no such initrd: {plan.config.initrd}")
-
-
-def is_linux(path: str) -> bool:
-    """Whether the file is a Linux kernel (bzImage, .deb or vmlinux) and not a payload."""
-    if path.endswith(".deb"):
-        return True
-    with open(path, "rb") as file:
-        head = file.read(0x206)
-    if not head.startswith(b"\x7fELF"):
-        return head[0x202:0x206] == b"HdrS"
-    from unikvm.boot import elf, pvh
-    from unikvm.boot.image import Image
-
-    image = Image.open(path)
-    try:
-        parsed = elf.parse(image)
-        found = pvh.entry_point(image, parsed) or (0, pvh.is_linux(image, parsed))
-    except CannotRun:
-        return False  # the loader says what is wrong with it
-    finally:
-        os.close(image.fd)
-    return found[1]
 
 
 def _with_linux(plan: Plan, spec: str | None) -> Plan:

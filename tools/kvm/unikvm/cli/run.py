@@ -15,6 +15,8 @@ status: CMD's own (0-119); 120 panic, 121 hang, 122 KVM error, 123 VMM error, 12
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -159,25 +161,46 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Options | Namespace) -> int:
-    from unikvm.cli.plan import choose_host, load, make_plan
     from unikvm.cli.terminal import end_on_signals
 
     end_on_signals()
     if args.prepared:
-        from unikvm.cli.run_local import run
+        from unikvm.cli import run_local
+        from unikvm.cli.plan import load
 
-        return run(load(args.prepared))
+        return run_local.run(load(args.prepared))
+    linux = is_linux(args)
+    new = None
+    if not linux and not args.firmware and args.host != "vm" and os.access("/dev/kvm", os.R_OK | os.W_OK):
+        from unikvm.machine.newvm import NewVm
+
+        new = NewVm()  # now, as KVM works on it while the rest is imported
+    from unikvm.cli.plan import choose_host, make_plan
+
     disks: tuple[Disk, ...] = ()
     if args.disk:
         from unikvm.cli.options.disks import parse_disk
 
         disks = tuple(parse_disk(text) for text in args.disk)
-    plan = make_plan(args, disks)
-    if choose_host(args.host, plan) == "local":
-        from unikvm.cli.run_local import load_kernel_half, run
+    plan = make_plan(args, disks, linux=linux)
+    if choose_host(args.host, plan) == "vm":
+        from unikvm.cli import run_vm
 
-        if plan.linux and plan.config.kernel_half:
-            load_kernel_half(plan)
-    else:
-        from unikvm.cli.run_vm import run
-    return run(plan)
+        return run_vm.run(plan)
+    from unikvm.cli import run_local
+
+    if plan.linux and plan.config.kernel_half:
+        run_local.load_kernel_half(plan)
+    return run_local.run(plan, new)
+
+
+def is_linux(args: Options | Namespace) -> bool:
+    """Whether the guest will be a Linux, and not a payload or what firmware boots."""
+    if args.firmware:
+        return False
+    spec = args.kernel or args.image
+    if not spec or not os.path.isfile(spec):
+        return True  # a build tree or a package
+    from unikvm.boot import kind
+
+    return kind.is_linux(spec)

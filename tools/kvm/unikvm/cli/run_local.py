@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from unikvm.cli.agent import AgentAccess
     from unikvm.machine.agent import Agent
+    from unikvm.machine.newvm import NewVm
     from unikvm.virtio.console import Console
     from unikvm.virtio.device import VirtioDevice
 
@@ -27,8 +28,8 @@ SECONDS_TO_POWER_OFF = 30.0
 SECONDS_TO_SYNC = 10.0
 
 
-def run(plan: Plan) -> int:
-    """Run to the end; returns the exit status. Errors before the guest runs are raised."""
+def run(plan: Plan, new: NewVm | None = None) -> int:
+    """Run to the end; returns the exit status. Errors before the guest runs are raised. `new`: a VM that was begun."""
     phases = Phases(plan.verbose)
     name = None
     if plan.reachable:
@@ -40,7 +41,7 @@ def run(plan: Plan) -> int:
     guest = _Guest(plan)
     try:
         phases.begin("building the machine")
-        with Machine(plan.config, output=guest.print, devices=guest.devices, say=_teller(plan)) as machine:
+        with Machine(plan.config, output=guest.print, devices=guest.devices, say=_teller(plan), new=new) as machine:
             phases.begin("running")
             guest.connect(machine)
             if plan.reachable:

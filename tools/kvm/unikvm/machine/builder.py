@@ -11,12 +11,12 @@ from unikvm.errors import CannotRun
 from unikvm.irq import IrqController
 from unikvm.machine.cpus import Processors, check_host
 from unikvm.machine.io import IoThread, SerialInput
+from unikvm.machine.newvm import NewVm
 from unikvm.machine.panicwatch import PanicWatch
 from unikvm.machine.vcpu import VcpuThread, install_kick_handler
 from unikvm.memory import GuestMemory
 from unikvm.record import State
 from unikvm.sys.kvm import Kvm, Vm
-from unikvm.sys.thread import Later
 from unikvm.units import format_size
 
 TYPE_CHECKING = False
@@ -80,17 +80,18 @@ def build(
     devices: tuple[VirtioDevice, ...],
     post: Post,
     say: Say = lambda _line: None,
+    new: NewVm | None = None,
 ) -> Parts:
     """Create the VM and its devices, and load the kernel. Nothing runs yet; on an error nothing is left behind.
 
     `output` gets what the serial port sends; `devices` are virtio devices beside those that `config` asks for;
-    `say` is told what the user must know of the back ends.
+    `say` is told what the user must know of the back ends. `new` is a VM that the caller began, ours from now on.
     """
-    install_kick_handler()
-    check_memory(max(config.memory, config.max_memory))
-    closables: list[Callable[[], None]] = []
+    closables: list[Callable[[], None]] = [new.close] if new else []
     try:
-        return _build(config, output, devices, post, say, closables)
+        install_kick_handler()
+        check_memory(max(config.memory, config.max_memory))
+        return _build(config, output, devices, post, say, new, closables)
     except BaseException:
         for close in reversed(closables):
             close()
@@ -103,18 +104,17 @@ def _build(
     devices: tuple[VirtioDevice, ...],
     post: Post,
     say: Say,
+    new: NewVm | None,
     closables: list[Callable[[], None]],
 ) -> Parts:
     # First, so that back ends start while we work, and are forked while there is one thread.
     every = _own_devices(config, devices, say, closables)
     ram = _ram(config, closables) if config.balloon or config.max_memory or config.pmems else None
     every += ram.devices if ram else ()
-    kvm = Kvm()
-    closables.append(kvm.close)
-    check_host(config, kvm)
-    # In creating a VM's interrupt controllers KVM waits for RCU, several times: enough for most of our own work.
-    making = Later(lambda: _create_vm(kvm), "kvm")
-    closables.append(lambda: _close_vm(making))
+    if new is None:
+        new = NewVm()
+        closables.append(new.close)
+    check_host(config, new.kvm)
     shared = config.hotplug or any(device.shares_memory for device in every)
     pluggable = ram.pluggable if ram else None
     ranges = layout.ram_layout(config.memory)
@@ -124,9 +124,7 @@ def _build(
     from unikvm.machine.platform import Ending, add_platform, add_virtio
 
     entry, board = _load(config, memory, closables)
-    vm: Vm = making.result()
-    for slot, region in enumerate(memory.regions):
-        vm.set_user_memory_region(slot, region.gpa, region.size, region.hva)
+    vm = new.vm
     io = IoThread(post)
     closables.append(io.loop.close)
     if ram:
@@ -134,7 +132,7 @@ def _build(
     parts = Parts(
         config=config,
         post=post,
-        kvm=kvm,
+        kvm=new.kvm,
         vm=vm,
         memory=memory,
         io=io,
@@ -164,6 +162,7 @@ def _build(
 
         parts.hotplug = Hotplug(parts, processors, parts.pci)
     processors.boot(entry)
+    new.place(memory)
     return parts
 
 
@@ -209,23 +208,6 @@ def check_memory(size: int) -> None:
         raise CannotRun(
             f"{format_size(size)} of guest memory is more than this host's {total >> 20}M", hint="give less with --mem"
         )
-
-
-def _create_vm(kvm: Kvm) -> Vm:
-    vm = kvm.create_vm()
-    try:
-        vm.set_tss_addr(layout.KVM_TSS)
-        vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
-        vm.create_irqchip()
-    except BaseException:
-        vm.close()
-        raise
-    return vm
-
-
-def _close_vm(making: Later) -> None:
-    if making.wait():
-        making.result().close()
 
 
 def make_disk(disk: Disk, say: Say) -> VirtioDevice:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unikvm.machine.hotplug import Hotplug
+    from unikvm.machine.newvm import NewVm
     from unikvm.machine.ram import Ram
     from unikvm.virtio.balloon import Balloon
     from unikvm.virtio.device import VirtioDevice
@@ -61,7 +62,7 @@ class Machine:
 
     Use it as a context manager: leaving it ends the guest and releases everything. `run` is `start` and `wait`.
     Without an `output`, what the guest prints on its console collects in `console`. `say` is told in a line when a
-    back end is lost, or back.
+    back end is lost, or back. `new`: a VM that was begun before, and is the machine's from now on.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Machine:
         output: Callable[[bytes], object] | None = None,
         devices: tuple[VirtioDevice, ...] = (),
         say: Callable[[str], object] = lambda _line: None,
+        new: NewVm | None = None,
         memory: int | str | None = None,
         max_memory: int | str | None = None,
         **fields: object,
@@ -85,7 +87,7 @@ class Machine:
         self._say = say
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._end: Event | None = None
-        self._parts: Parts = build(config, output or self.console.extend, devices, self._events.put, say)
+        self._parts: Parts = build(config, output or self.console.extend, devices, self._events.put, say, new)
         self._closed = False
 
     @property

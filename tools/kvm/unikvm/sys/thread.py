@@ -14,7 +14,6 @@ from unikvm.errors import CannotRun
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 
 IO_NICE = -10
@@ -71,31 +70,3 @@ class Thread:
         """Wait for its end, for at most `seconds` if those are given; at once when it never began."""
         if self.ident is not None and self._running.acquire(timeout=seconds):
             self._running.release()
-
-
-class Later:
-    """The result of `function`, which runs on a thread of its own meanwhile."""
-
-    def __init__(self, function: Callable[[], Any], name: str) -> None:
-        self._function = function
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._thread = Thread(self._main, name)
-        self._thread.start()
-
-    def _main(self) -> None:
-        try:
-            self._result = self._function()
-        except BaseException as error:
-            self._error = error
-
-    def wait(self) -> bool:
-        """Wait for its end; whether there is a result."""
-        self._thread.join()
-        return self._error is None
-
-    def result(self) -> Any:
-        """Wait for it; raises what the function raised."""
-        if not self.wait() and self._error is not None:
-            raise self._error
-        return self._result
