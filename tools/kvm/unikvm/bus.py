@@ -6,10 +6,8 @@ Ranges are [start, end) and never overlap. Unclaimed reads give all ones and unc
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 from unikvm.errors import UnikvmError
-from unikvm.lean import Lock
+from unikvm.lean import Lock, bisect_right
 
 TYPE_CHECKING = False  # importing `typing` would cost a tenth of a payload's whole run
 if TYPE_CHECKING:

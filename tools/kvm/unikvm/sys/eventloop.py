@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import select
 import time
-from heapq import heappop, heappush
 
-from unikvm.lean import deque
+from unikvm.lean import deque, heappop, heappush
 from unikvm.sys.eventfd import EventFd
 
 TYPE_CHECKING = False
