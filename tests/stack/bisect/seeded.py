@@ -119,10 +119,10 @@ INTERACTION_SLOTS = Commit(
              "\t\tvcpu = &vm->vcpus[vm->used++];\n\t\tvm->area->used = vm->used - 1;\n"),
         Edit(UAPI, "UNIKVM_ABI_MINOR = 0x0\n", "UNIKVM_ABI_MINOR = 0x1\n"),
         Edit(UAPI, "        lost: int\n", "        lost: int\n        used: int\n"),
-        Edit(UAPI, '        ("lost", ctypes.c_uint64),\n        ("reserved", ctypes.c_uint64 * 4),\n',
-             '        ("lost", ctypes.c_uint64),\n'
-             '        ("used", ctypes.c_uint64),\n'
-             '        ("reserved", ctypes.c_uint64 * 3),\n'),
+        Edit(UAPI, '        ("lost", c.c_uint64),\n        ("reserved", c.c_uint64 * 4),\n',
+             '        ("lost", c.c_uint64),\n'
+             '        ("used", c.c_uint64),\n'
+             '        ("reserved", c.c_uint64 * 3),\n'),
         Edit("tools/kvm/unikvm/sys/companion.py", "for index in range(area.slots):",
              "for index in range(area.used or area.slots):"),
     ),

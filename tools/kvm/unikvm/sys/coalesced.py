@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 
+from unikvm.cstruct import sizeof
 from unikvm.sys.kvm import Vcpu, Vm
 from unikvm.uapi.kvm import KVM_COALESCED_MMIO_PAGE_OFFSET
 from unikvm.uapi.kvm_state import kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_coalesced_mmio_zone
@@ -14,8 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_RING = ctypes.sizeof(kvm_coalesced_mmio_ring)
-_ENTRY = ctypes.sizeof(kvm_coalesced_mmio)
+_RING = sizeof(kvm_coalesced_mmio_ring)
+_ENTRY = sizeof(kvm_coalesced_mmio)
 _ENTRIES = (mmap.PAGESIZE - _RING) // _ENTRY  # KVM_COALESCED_MMIO_MAX
 
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
 import os
 
+from unikvm.cstruct import sizeof
 from unikvm.errors import CannotRun
 from unikvm.record import Record
 from unikvm.uapi import unikvm as uapi
@@ -55,7 +55,7 @@ def info() -> Info | None:
 
 
 def _info(fd: int) -> Info:
-    raw = uapi.unikvm_info(size=ctypes.sizeof(uapi.unikvm_info))
+    raw = uapi.unikvm_info(size=sizeof(uapi.unikvm_info))
     try:
         fcntl.ioctl(fd, uapi.UNIKVM_GET_INFO, raw)
     except OSError as error:
@@ -75,7 +75,7 @@ def attach(vm_fd: int, *, allow_mismatch: bool = False) -> Companion | None:
     try:
         loaded = _info(fd)
         check_match(loaded, allow_mismatch=allow_mismatch)
-        request = uapi.unikvm_attach(size=ctypes.sizeof(uapi.unikvm_attach), vm_fd=vm_fd)
+        request = uapi.unikvm_attach(size=sizeof(uapi.unikvm_attach), vm_fd=vm_fd)
         try:
             return Companion(fcntl.ioctl(fd, uapi.UNIKVM_ATTACH_VM, request), loaded)
         except OSError as error:
@@ -116,7 +116,7 @@ class Companion:
     def __init__(self, fd: int, loaded: Info) -> None:
         self.fd = fd
         self.info = loaded
-        size = mmap.PAGESIZE + uapi.UNIKVM_SLOTS * ctypes.sizeof(uapi.unikvm_slot)
+        size = mmap.PAGESIZE + uapi.UNIKVM_SLOTS * sizeof(uapi.unikvm_slot)
         try:
             self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
         except OSError:

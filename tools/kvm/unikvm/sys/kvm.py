@@ -6,13 +6,13 @@ A refused ioctl raises KvmError with the ioctl's name and errno.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
 import os
 import sys
 
+from unikvm import cstruct as c
 from unikvm.errors import CannotRun, KvmError
 from unikvm.uapi import kvm as uapi
 
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
     from unikvm.uapi.kvm_state import kvm_pit_state2
 
-    S = TypeVar("S", bound=ctypes.Structure)
+    S = TypeVar("S", bound=c.Structure)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-CPUID_ENTRY_SIZE = ctypes.sizeof(uapi.kvm_cpuid_entry2)
+CPUID_ENTRY_SIZE = c.sizeof(uapi.kvm_cpuid_entry2)
 MAX_CPUID_ENTRIES = 256
 
 
-def _ioctl(fd: int, name: str, argument: int | bytearray | ctypes.Structure | None = None) -> int:
+def _ioctl(fd: int, name: str, argument: int | bytearray | c.Structure | None = None) -> int:
     """Issue the ioctl that linux/kvm.h calls `name`; integers up to 31 bits, or a buffer that KVM may write to."""
     request: int = getattr(uapi, name)
     try:
@@ -44,15 +43,15 @@ def _ioctl(fd: int, name: str, argument: int | bytearray | ctypes.Structure | No
 
 def _ioctl_address(fd: int, name: str, address: int) -> int:
     """As `_ioctl` for a full unsigned long, which fcntl.ioctl would cut to a signed int."""
-    result: int = _libc.ioctl(fd, ctypes.c_ulong(getattr(uapi, name)), ctypes.c_ulong(address))
+    result = c.ioctl(fd, c.c_uint64(getattr(uapi, name)), c.c_uint64(address))
     if result < 0:
-        raise KvmError(f"{name}({address:#x}) failed: {os.strerror(ctypes.get_errno())}")
+        raise KvmError(f"{name}({address:#x}) failed: {os.strerror(c.get_errno())}")
     return result
 
 
 def _with_array(header: type[S], entries: bytes, count: int) -> bytearray:
     """A struct with a count in its first field and a flexible array behind it, as one buffer."""
-    buffer = bytearray(ctypes.sizeof(header)) + entries
+    buffer = bytearray(c.sizeof(header)) + entries
     buffer[0:4] = count.to_bytes(4, "little")
     return buffer
 
@@ -108,7 +107,7 @@ class Kvm:
         buffer = _with_array(uapi.kvm_cpuid2, empty, MAX_CPUID_ENTRIES)
         _ioctl(self.fd, "KVM_GET_SUPPORTED_CPUID", buffer)
         count = int.from_bytes(buffer[0:4], "little")
-        start = ctypes.sizeof(uapi.kvm_cpuid2)
+        start = c.sizeof(uapi.kvm_cpuid2)
         return [uapi.kvm_cpuid_entry2.from_buffer(buffer, start + i * CPUID_ENTRY_SIZE) for i in range(count)]
 
     def create_vm(self) -> Vm:
@@ -196,7 +195,7 @@ class Vm:
         request.irq = gsi
         _ioctl(self.fd, "KVM_IRQ_LINE", request)
 
-    def coalesce(self, zone: ctypes.Structure, on: bool) -> None:
+    def coalesce(self, zone: c.Structure, on: bool) -> None:
         """Keep the guest's writes to `zone`, a kvm_coalesced_mmio_zone, in the VM's ring; or let them be exits."""
         _ioctl(self.fd, "KVM_REGISTER_COALESCED_MMIO" if on else "KVM_UNREGISTER_COALESCED_MMIO", zone)
 
@@ -231,7 +230,7 @@ class Vcpu:
         _ioctl(self.fd, name, value)
         return value
 
-    def set(self, name: str, value: ctypes.Structure) -> None:
+    def set(self, name: str, value: c.Structure) -> None:
         """Write state through the KVM_SET_… ioctl `name`."""
         _ioctl(self.fd, name, value)
 
@@ -258,8 +257,8 @@ class Vcpu:
 
 
 def _run_by_ctypes(fd: int, request: int) -> int:
-    if _libc.ioctl(fd, request, 0) < 0:
-        raise OSError(ctypes.get_errno(), "")
+    if c.ioctl(fd, c.c_uint64(request), c.c_uint64(0)) < 0:
+        raise OSError(c.get_errno(), "")
     return 0
 
 

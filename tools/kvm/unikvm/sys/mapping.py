@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import mmap
 import os
 
+from unikvm.cstruct import addressof, c_char
 from unikvm.errors import CannotRun
 
 HUGE_PAGE = 2 << 20
@@ -90,7 +90,7 @@ class FileMapping:
 
 def address_of(buffer: mmap.mmap | memoryview) -> int:
     """The host address of a writable buffer."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    return addressof(c_char.from_buffer(buffer))
 
 
 def _sealed_memfd(size: int) -> int:

@@ -6,7 +6,7 @@ linux/kvm.h
 
 from __future__ import annotations
 
-import ctypes
+from unikvm import cstruct as c
 
 TYPE_CHECKING = False
 
@@ -215,7 +215,7 @@ KVM_SYSTEM_EVENT_SHUTDOWN = 0x1
 KVM_UNREGISTER_COALESCED_MMIO = 0x4010AE68
 
 
-class kvm_regs(ctypes.Structure):
+class kvm_regs(c.Structure):
     """144 bytes."""
 
     if TYPE_CHECKING:
@@ -239,28 +239,28 @@ class kvm_regs(ctypes.Structure):
         rflags: int
 
     _fields_ = (
-        ("rax", ctypes.c_uint64),
-        ("rbx", ctypes.c_uint64),
-        ("rcx", ctypes.c_uint64),
-        ("rdx", ctypes.c_uint64),
-        ("rsi", ctypes.c_uint64),
-        ("rdi", ctypes.c_uint64),
-        ("rsp", ctypes.c_uint64),
-        ("rbp", ctypes.c_uint64),
-        ("r8", ctypes.c_uint64),
-        ("r9", ctypes.c_uint64),
-        ("r10", ctypes.c_uint64),
-        ("r11", ctypes.c_uint64),
-        ("r12", ctypes.c_uint64),
-        ("r13", ctypes.c_uint64),
-        ("r14", ctypes.c_uint64),
-        ("r15", ctypes.c_uint64),
-        ("rip", ctypes.c_uint64),
-        ("rflags", ctypes.c_uint64),
+        ("rax", c.c_uint64),
+        ("rbx", c.c_uint64),
+        ("rcx", c.c_uint64),
+        ("rdx", c.c_uint64),
+        ("rsi", c.c_uint64),
+        ("rdi", c.c_uint64),
+        ("rsp", c.c_uint64),
+        ("rbp", c.c_uint64),
+        ("r8", c.c_uint64),
+        ("r9", c.c_uint64),
+        ("r10", c.c_uint64),
+        ("r11", c.c_uint64),
+        ("r12", c.c_uint64),
+        ("r13", c.c_uint64),
+        ("r14", c.c_uint64),
+        ("r15", c.c_uint64),
+        ("rip", c.c_uint64),
+        ("rflags", c.c_uint64),
     )
 
 
-class kvm_segment(ctypes.Structure):
+class kvm_segment(c.Structure):
     """24 bytes."""
 
     if TYPE_CHECKING:
@@ -279,38 +279,38 @@ class kvm_segment(ctypes.Structure):
         padding: int
 
     _fields_ = (
-        ("base", ctypes.c_uint64),
-        ("limit", ctypes.c_uint32),
-        ("selector", ctypes.c_uint16),
-        ("type", ctypes.c_uint8),
-        ("present", ctypes.c_uint8),
-        ("dpl", ctypes.c_uint8),
-        ("db", ctypes.c_uint8),
-        ("s", ctypes.c_uint8),
-        ("l", ctypes.c_uint8),
-        ("g", ctypes.c_uint8),
-        ("avl", ctypes.c_uint8),
-        ("unusable", ctypes.c_uint8),
-        ("padding", ctypes.c_uint8),
+        ("base", c.c_uint64),
+        ("limit", c.c_uint32),
+        ("selector", c.c_uint16),
+        ("type", c.c_uint8),
+        ("present", c.c_uint8),
+        ("dpl", c.c_uint8),
+        ("db", c.c_uint8),
+        ("s", c.c_uint8),
+        ("l", c.c_uint8),
+        ("g", c.c_uint8),
+        ("avl", c.c_uint8),
+        ("unusable", c.c_uint8),
+        ("padding", c.c_uint8),
     )
 
 
-class kvm_dtable(ctypes.Structure):
+class kvm_dtable(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
         base: int
         limit: int
-        padding: ctypes.Array[ctypes.c_uint16]
+        padding: c.Array[c.c_uint16]
 
     _fields_ = (
-        ("base", ctypes.c_uint64),
-        ("limit", ctypes.c_uint16),
-        ("padding", ctypes.c_uint16 * 3),
+        ("base", c.c_uint64),
+        ("limit", c.c_uint16),
+        ("padding", c.c_uint16 * 3),
     )
 
 
-class kvm_sregs(ctypes.Structure):
+class kvm_sregs(c.Structure):
     """312 bytes."""
 
     if TYPE_CHECKING:
@@ -331,7 +331,7 @@ class kvm_sregs(ctypes.Structure):
         cr8: int
         efer: int
         apic_base: int
-        interrupt_bitmap: ctypes.Array[ctypes.c_uint64]
+        interrupt_bitmap: c.Array[c.c_uint64]
 
     _fields_ = (
         ("cs", kvm_segment),
@@ -344,18 +344,18 @@ class kvm_sregs(ctypes.Structure):
         ("ldt", kvm_segment),
         ("gdt", kvm_dtable),
         ("idt", kvm_dtable),
-        ("cr0", ctypes.c_uint64),
-        ("cr2", ctypes.c_uint64),
-        ("cr3", ctypes.c_uint64),
-        ("cr4", ctypes.c_uint64),
-        ("cr8", ctypes.c_uint64),
-        ("efer", ctypes.c_uint64),
-        ("apic_base", ctypes.c_uint64),
-        ("interrupt_bitmap", ctypes.c_uint64 * 4),
+        ("cr0", c.c_uint64),
+        ("cr2", c.c_uint64),
+        ("cr3", c.c_uint64),
+        ("cr4", c.c_uint64),
+        ("cr8", c.c_uint64),
+        ("efer", c.c_uint64),
+        ("apic_base", c.c_uint64),
+        ("interrupt_bitmap", c.c_uint64 * 4),
     )
 
 
-class kvm_userspace_memory_region(ctypes.Structure):
+class kvm_userspace_memory_region(c.Structure):
     """32 bytes."""
 
     if TYPE_CHECKING:
@@ -366,15 +366,15 @@ class kvm_userspace_memory_region(ctypes.Structure):
         userspace_addr: int
 
     _fields_ = (
-        ("slot", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("guest_phys_addr", ctypes.c_uint64),
-        ("memory_size", ctypes.c_uint64),
-        ("userspace_addr", ctypes.c_uint64),
+        ("slot", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("guest_phys_addr", c.c_uint64),
+        ("memory_size", c.c_uint64),
+        ("userspace_addr", c.c_uint64),
     )
 
 
-class kvm_irqfd(ctypes.Structure):
+class kvm_irqfd(c.Structure):
     """32 bytes."""
 
     if TYPE_CHECKING:
@@ -382,18 +382,18 @@ class kvm_irqfd(ctypes.Structure):
         gsi: int
         flags: int
         resamplefd: int
-        pad: ctypes.Array[ctypes.c_uint8]
+        pad: c.Array[c.c_uint8]
 
     _fields_ = (
-        ("fd", ctypes.c_uint32),
-        ("gsi", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("resamplefd", ctypes.c_uint32),
-        ("pad", ctypes.c_uint8 * 16),
+        ("fd", c.c_uint32),
+        ("gsi", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("resamplefd", c.c_uint32),
+        ("pad", c.c_uint8 * 16),
     )
 
 
-class kvm_ioeventfd(ctypes.Structure):
+class kvm_ioeventfd(c.Structure):
     """64 bytes."""
 
     if TYPE_CHECKING:
@@ -402,32 +402,32 @@ class kvm_ioeventfd(ctypes.Structure):
         len: int
         fd: int
         flags: int
-        pad: ctypes.Array[ctypes.c_uint8]
+        pad: c.Array[c.c_uint8]
 
     _fields_ = (
-        ("datamatch", ctypes.c_uint64),
-        ("addr", ctypes.c_uint64),
-        ("len", ctypes.c_uint32),
-        ("fd", ctypes.c_int32),
-        ("flags", ctypes.c_uint32),
-        ("pad", ctypes.c_uint8 * 36),
+        ("datamatch", c.c_uint64),
+        ("addr", c.c_uint64),
+        ("len", c.c_uint32),
+        ("fd", c.c_int32),
+        ("flags", c.c_uint32),
+        ("pad", c.c_uint8 * 36),
     )
 
 
-class kvm_pit_config(ctypes.Structure):
+class kvm_pit_config(c.Structure):
     """64 bytes."""
 
     if TYPE_CHECKING:
         flags: int
-        pad: ctypes.Array[ctypes.c_uint32]
+        pad: c.Array[c.c_uint32]
 
     _fields_ = (
-        ("flags", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32 * 15),
+        ("flags", c.c_uint32),
+        ("pad", c.c_uint32 * 15),
     )
 
 
-class kvm_cpuid_entry2(ctypes.Structure):
+class kvm_cpuid_entry2(c.Structure):
     """40 bytes."""
 
     if TYPE_CHECKING:
@@ -438,36 +438,36 @@ class kvm_cpuid_entry2(ctypes.Structure):
         ebx: int
         ecx: int
         edx: int
-        padding: ctypes.Array[ctypes.c_uint32]
+        padding: c.Array[c.c_uint32]
 
     _fields_ = (
-        ("function", ctypes.c_uint32),
-        ("index", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("eax", ctypes.c_uint32),
-        ("ebx", ctypes.c_uint32),
-        ("ecx", ctypes.c_uint32),
-        ("edx", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32 * 3),
+        ("function", c.c_uint32),
+        ("index", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("eax", c.c_uint32),
+        ("ebx", c.c_uint32),
+        ("ecx", c.c_uint32),
+        ("edx", c.c_uint32),
+        ("padding", c.c_uint32 * 3),
     )
 
 
-class kvm_cpuid2(ctypes.Structure):
+class kvm_cpuid2(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
         nent: int
         padding: int
-        entries: ctypes.Array[kvm_cpuid_entry2]
+        entries: c.Array[kvm_cpuid_entry2]
 
     _fields_ = (
-        ("nent", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
+        ("nent", c.c_uint32),
+        ("padding", c.c_uint32),
         ("entries", kvm_cpuid_entry2 * 0),
     )
 
 
-class kvm_msr_entry(ctypes.Structure):
+class kvm_msr_entry(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -476,28 +476,28 @@ class kvm_msr_entry(ctypes.Structure):
         data: int
 
     _fields_ = (
-        ("index", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("data", ctypes.c_uint64),
+        ("index", c.c_uint32),
+        ("reserved", c.c_uint32),
+        ("data", c.c_uint64),
     )
 
 
-class kvm_msrs(ctypes.Structure):
+class kvm_msrs(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
         nmsrs: int
         pad: int
-        entries: ctypes.Array[kvm_msr_entry]
+        entries: c.Array[kvm_msr_entry]
 
     _fields_ = (
-        ("nmsrs", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("nmsrs", c.c_uint32),
+        ("pad", c.c_uint32),
         ("entries", kvm_msr_entry * 0),
     )
 
 
-class kvm_irq_level__u0(ctypes.Union):
+class kvm_irq_level__u0(c.Union):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -505,12 +505,12 @@ class kvm_irq_level__u0(ctypes.Union):
         status: int
 
     _fields_ = (
-        ("irq", ctypes.c_uint32),
-        ("status", ctypes.c_int32),
+        ("irq", c.c_uint32),
+        ("status", c.c_int32),
     )
 
 
-class kvm_irq_level(ctypes.Structure):
+class kvm_irq_level(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
@@ -521,11 +521,11 @@ class kvm_irq_level(ctypes.Structure):
     _anonymous_ = ("_u0",)
     _fields_ = (
         ("_u0", kvm_irq_level__u0),
-        ("level", ctypes.c_uint32),
+        ("level", c.c_uint32),
     )
 
 
-class kvm_irq_routing_irqchip(ctypes.Structure):
+class kvm_irq_routing_irqchip(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
@@ -533,12 +533,12 @@ class kvm_irq_routing_irqchip(ctypes.Structure):
         pin: int
 
     _fields_ = (
-        ("irqchip", ctypes.c_uint32),
-        ("pin", ctypes.c_uint32),
+        ("irqchip", c.c_uint32),
+        ("pin", c.c_uint32),
     )
 
 
-class kvm_irq_routing_msi__u0(ctypes.Union):
+class kvm_irq_routing_msi__u0(c.Union):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -546,12 +546,12 @@ class kvm_irq_routing_msi__u0(ctypes.Union):
         devid: int
 
     _fields_ = (
-        ("pad", ctypes.c_uint32),
-        ("devid", ctypes.c_uint32),
+        ("pad", c.c_uint32),
+        ("devid", c.c_uint32),
     )
 
 
-class kvm_irq_routing_msi(ctypes.Structure):
+class kvm_irq_routing_msi(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -563,29 +563,29 @@ class kvm_irq_routing_msi(ctypes.Structure):
 
     _anonymous_ = ("_u0",)
     _fields_ = (
-        ("address_lo", ctypes.c_uint32),
-        ("address_hi", ctypes.c_uint32),
-        ("data", ctypes.c_uint32),
+        ("address_lo", c.c_uint32),
+        ("address_hi", c.c_uint32),
+        ("data", c.c_uint32),
         ("_u0", kvm_irq_routing_msi__u0),
     )
 
 
-class kvm_irq_routing_entry_u(ctypes.Union):
+class kvm_irq_routing_entry_u(c.Union):
     """unnamed, 32 bytes."""
 
     if TYPE_CHECKING:
         irqchip: kvm_irq_routing_irqchip
         msi: kvm_irq_routing_msi
-        pad: ctypes.Array[ctypes.c_uint32]
+        pad: c.Array[c.c_uint32]
 
     _fields_ = (
         ("irqchip", kvm_irq_routing_irqchip),
         ("msi", kvm_irq_routing_msi),
-        ("pad", ctypes.c_uint32 * 8),
+        ("pad", c.c_uint32 * 8),
     )
 
 
-class kvm_irq_routing_entry(ctypes.Structure):
+class kvm_irq_routing_entry(c.Structure):
     """48 bytes."""
 
     if TYPE_CHECKING:
@@ -596,24 +596,24 @@ class kvm_irq_routing_entry(ctypes.Structure):
         u: kvm_irq_routing_entry_u
 
     _fields_ = (
-        ("gsi", ctypes.c_uint32),
-        ("type", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("gsi", c.c_uint32),
+        ("type", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("pad", c.c_uint32),
         ("u", kvm_irq_routing_entry_u),
     )
 
 
-class kvm_irq_routing(ctypes.Structure):
+class kvm_irq_routing(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
         nr: int
         flags: int
-        entries: ctypes.Array[kvm_irq_routing_entry]
+        entries: c.Array[kvm_irq_routing_entry]
 
     _fields_ = (
-        ("nr", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
+        ("nr", c.c_uint32),
+        ("flags", c.c_uint32),
         ("entries", kvm_irq_routing_entry * 0),
     )

@@ -6,7 +6,7 @@ linux/kvm.h
 
 from __future__ import annotations
 
-import ctypes
+from unikvm import cstruct as c
 
 TYPE_CHECKING = False
 
@@ -34,16 +34,16 @@ KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK = 0x2
 KVM_X2APIC_API_USE_32BIT_IDS = 0x1
 
 
-class kvm_run__u0_hw(ctypes.Structure):
+class kvm_run__u0_hw(c.Structure):
     """unnamed, 8 bytes."""
 
     if TYPE_CHECKING:
         hardware_exit_reason: int
 
-    _fields_ = (("hardware_exit_reason", ctypes.c_uint64),)
+    _fields_ = (("hardware_exit_reason", c.c_uint64),)
 
 
-class kvm_run__u0_fail_entry(ctypes.Structure):
+class kvm_run__u0_fail_entry(c.Structure):
     """unnamed, 16 bytes."""
 
     if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class kvm_run__u0_fail_entry(ctypes.Structure):
         cpu: int
 
     _fields_ = (
-        ("hardware_entry_failure_reason", ctypes.c_uint64),
-        ("cpu", ctypes.c_uint32),
+        ("hardware_entry_failure_reason", c.c_uint64),
+        ("cpu", c.c_uint32),
     )
 
 
-class kvm_run__u0_ex(ctypes.Structure):
+class kvm_run__u0_ex(c.Structure):
     """unnamed, 8 bytes."""
 
     if TYPE_CHECKING:
@@ -64,12 +64,12 @@ class kvm_run__u0_ex(ctypes.Structure):
         error_code: int
 
     _fields_ = (
-        ("exception", ctypes.c_uint32),
-        ("error_code", ctypes.c_uint32),
+        ("exception", c.c_uint32),
+        ("error_code", c.c_uint32),
     )
 
 
-class kvm_run__u0_io(ctypes.Structure):
+class kvm_run__u0_io(c.Structure):
     """unnamed, 16 bytes."""
 
     if TYPE_CHECKING:
@@ -80,15 +80,15 @@ class kvm_run__u0_io(ctypes.Structure):
         data_offset: int
 
     _fields_ = (
-        ("direction", ctypes.c_uint8),
-        ("size", ctypes.c_uint8),
-        ("port", ctypes.c_uint16),
-        ("count", ctypes.c_uint32),
-        ("data_offset", ctypes.c_uint64),
+        ("direction", c.c_uint8),
+        ("size", c.c_uint8),
+        ("port", c.c_uint16),
+        ("count", c.c_uint32),
+        ("data_offset", c.c_uint64),
     )
 
 
-class kvm_debug_exit_arch(ctypes.Structure):
+class kvm_debug_exit_arch(c.Structure):
     """32 bytes."""
 
     if TYPE_CHECKING:
@@ -99,15 +99,15 @@ class kvm_debug_exit_arch(ctypes.Structure):
         dr7: int
 
     _fields_ = (
-        ("exception", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-        ("pc", ctypes.c_uint64),
-        ("dr6", ctypes.c_uint64),
-        ("dr7", ctypes.c_uint64),
+        ("exception", c.c_uint32),
+        ("pad", c.c_uint32),
+        ("pc", c.c_uint64),
+        ("dr6", c.c_uint64),
+        ("dr7", c.c_uint64),
     )
 
 
-class kvm_run__u0_debug(ctypes.Structure):
+class kvm_run__u0_debug(c.Structure):
     """unnamed, 32 bytes."""
 
     if TYPE_CHECKING:
@@ -116,43 +116,43 @@ class kvm_run__u0_debug(ctypes.Structure):
     _fields_ = (("arch", kvm_debug_exit_arch),)
 
 
-class kvm_run__u0_mmio(ctypes.Structure):
+class kvm_run__u0_mmio(c.Structure):
     """unnamed, 24 bytes."""
 
     if TYPE_CHECKING:
         phys_addr: int
-        data: ctypes.Array[ctypes.c_uint8]
+        data: c.Array[c.c_uint8]
         len: int
         is_write: int
 
     _fields_ = (
-        ("phys_addr", ctypes.c_uint64),
-        ("data", ctypes.c_uint8 * 8),
-        ("len", ctypes.c_uint32),
-        ("is_write", ctypes.c_uint8),
+        ("phys_addr", c.c_uint64),
+        ("data", c.c_uint8 * 8),
+        ("len", c.c_uint32),
+        ("is_write", c.c_uint8),
     )
 
 
-class kvm_run__u0_hypercall(ctypes.Structure):
+class kvm_run__u0_hypercall(c.Structure):
     """unnamed, 72 bytes."""
 
     if TYPE_CHECKING:
         nr: int
-        args: ctypes.Array[ctypes.c_uint64]
+        args: c.Array[c.c_uint64]
         ret: int
         longmode: int
         pad: int
 
     _fields_ = (
-        ("nr", ctypes.c_uint64),
-        ("args", ctypes.c_uint64 * 6),
-        ("ret", ctypes.c_uint64),
-        ("longmode", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("nr", c.c_uint64),
+        ("args", c.c_uint64 * 6),
+        ("ret", c.c_uint64),
+        ("longmode", c.c_uint32),
+        ("pad", c.c_uint32),
     )
 
 
-class kvm_run__u0_tpr_access(ctypes.Structure):
+class kvm_run__u0_tpr_access(c.Structure):
     """unnamed, 16 bytes."""
 
     if TYPE_CHECKING:
@@ -161,41 +161,41 @@ class kvm_run__u0_tpr_access(ctypes.Structure):
         pad: int
 
     _fields_ = (
-        ("rip", ctypes.c_uint64),
-        ("is_write", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("rip", c.c_uint64),
+        ("is_write", c.c_uint32),
+        ("pad", c.c_uint32),
     )
 
 
-class kvm_run__u0_internal(ctypes.Structure):
+class kvm_run__u0_internal(c.Structure):
     """unnamed, 136 bytes."""
 
     if TYPE_CHECKING:
         suberror: int
         ndata: int
-        data: ctypes.Array[ctypes.c_uint64]
+        data: c.Array[c.c_uint64]
 
     _fields_ = (
-        ("suberror", ctypes.c_uint32),
-        ("ndata", ctypes.c_uint32),
-        ("data", ctypes.c_uint64 * 16),
+        ("suberror", c.c_uint32),
+        ("ndata", c.c_uint32),
+        ("data", c.c_uint64 * 16),
     )
 
 
-class kvm_run__u0_emulation_failure__u0(ctypes.Structure):
+class kvm_run__u0_emulation_failure__u0(c.Structure):
     """unnamed, 16 bytes."""
 
     if TYPE_CHECKING:
         insn_size: int
-        insn_bytes: ctypes.Array[ctypes.c_uint8]
+        insn_bytes: c.Array[c.c_uint8]
 
     _fields_ = (
-        ("insn_size", ctypes.c_uint8),
-        ("insn_bytes", ctypes.c_uint8 * 15),
+        ("insn_size", c.c_uint8),
+        ("insn_bytes", c.c_uint8 * 15),
     )
 
 
-class kvm_run__u0_emulation_failure(ctypes.Structure):
+class kvm_run__u0_emulation_failure(c.Structure):
     """unnamed, 32 bytes."""
 
     if TYPE_CHECKING:
@@ -203,85 +203,85 @@ class kvm_run__u0_emulation_failure(ctypes.Structure):
         ndata: int
         flags: int
         insn_size: int
-        insn_bytes: ctypes.Array[ctypes.c_uint8]
+        insn_bytes: c.Array[c.c_uint8]
 
     _anonymous_ = ("_u0",)
     _fields_ = (
-        ("suberror", ctypes.c_uint32),
-        ("ndata", ctypes.c_uint32),
-        ("flags", ctypes.c_uint64),
+        ("suberror", c.c_uint32),
+        ("ndata", c.c_uint32),
+        ("flags", c.c_uint64),
         ("_u0", kvm_run__u0_emulation_failure__u0),
     )
 
 
-class kvm_run__u0_system_event__u0(ctypes.Union):
+class kvm_run__u0_system_event__u0(c.Union):
     """unnamed, 128 bytes."""
 
     if TYPE_CHECKING:
         flags: int
-        data: ctypes.Array[ctypes.c_uint64]
+        data: c.Array[c.c_uint64]
 
     _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("data", ctypes.c_uint64 * 16),
+        ("flags", c.c_uint64),
+        ("data", c.c_uint64 * 16),
     )
 
 
-class kvm_run__u0_system_event(ctypes.Structure):
+class kvm_run__u0_system_event(c.Structure):
     """unnamed, 136 bytes."""
 
     if TYPE_CHECKING:
         type: int
         ndata: int
         flags: int
-        data: ctypes.Array[ctypes.c_uint64]
+        data: c.Array[c.c_uint64]
 
     _anonymous_ = ("_u0",)
     _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("ndata", ctypes.c_uint32),
+        ("type", c.c_uint32),
+        ("ndata", c.c_uint32),
         ("_u0", kvm_run__u0_system_event__u0),
     )
 
 
-class kvm_run__u0_eoi(ctypes.Structure):
+class kvm_run__u0_eoi(c.Structure):
     """unnamed, 1 bytes."""
 
     if TYPE_CHECKING:
         vector: int
 
-    _fields_ = (("vector", ctypes.c_uint8),)
+    _fields_ = (("vector", c.c_uint8),)
 
 
-class kvm_run__u0_msr(ctypes.Structure):
+class kvm_run__u0_msr(c.Structure):
     """unnamed, 24 bytes."""
 
     if TYPE_CHECKING:
         error: int
-        pad: ctypes.Array[ctypes.c_uint8]
+        pad: c.Array[c.c_uint8]
         reason: int
         index: int
         data: int
 
     _fields_ = (
-        ("error", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 7),
-        ("reason", ctypes.c_uint32),
-        ("index", ctypes.c_uint32),
-        ("data", ctypes.c_uint64),
+        ("error", c.c_uint8),
+        ("pad", c.c_uint8 * 7),
+        ("reason", c.c_uint32),
+        ("index", c.c_uint32),
+        ("data", c.c_uint64),
     )
 
 
-class kvm_run__u0_notify(ctypes.Structure):
+class kvm_run__u0_notify(c.Structure):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
         flags: int
 
-    _fields_ = (("flags", ctypes.c_uint32),)
+    _fields_ = (("flags", c.c_uint32),)
 
 
-class kvm_run__u0(ctypes.Union):
+class kvm_run__u0(c.Union):
     """unnamed, 256 bytes."""
 
     if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class kvm_run__u0(ctypes.Union):
         eoi: kvm_run__u0_eoi
         msr: kvm_run__u0_msr
         notify: kvm_run__u0_notify
-        padding: ctypes.Array[ctypes.c_uint8]
+        padding: c.Array[c.c_uint8]
 
     _fields_ = (
         ("hw", kvm_run__u0_hw),
@@ -316,11 +316,11 @@ class kvm_run__u0(ctypes.Union):
         ("eoi", kvm_run__u0_eoi),
         ("msr", kvm_run__u0_msr),
         ("notify", kvm_run__u0_notify),
-        ("padding", ctypes.c_uint8 * 256),
+        ("padding", c.c_uint8 * 256),
     )
 
 
-class kvm_regs(ctypes.Structure):
+class kvm_regs(c.Structure):
     """144 bytes."""
 
     if TYPE_CHECKING:
@@ -344,28 +344,28 @@ class kvm_regs(ctypes.Structure):
         rflags: int
 
     _fields_ = (
-        ("rax", ctypes.c_uint64),
-        ("rbx", ctypes.c_uint64),
-        ("rcx", ctypes.c_uint64),
-        ("rdx", ctypes.c_uint64),
-        ("rsi", ctypes.c_uint64),
-        ("rdi", ctypes.c_uint64),
-        ("rsp", ctypes.c_uint64),
-        ("rbp", ctypes.c_uint64),
-        ("r8", ctypes.c_uint64),
-        ("r9", ctypes.c_uint64),
-        ("r10", ctypes.c_uint64),
-        ("r11", ctypes.c_uint64),
-        ("r12", ctypes.c_uint64),
-        ("r13", ctypes.c_uint64),
-        ("r14", ctypes.c_uint64),
-        ("r15", ctypes.c_uint64),
-        ("rip", ctypes.c_uint64),
-        ("rflags", ctypes.c_uint64),
+        ("rax", c.c_uint64),
+        ("rbx", c.c_uint64),
+        ("rcx", c.c_uint64),
+        ("rdx", c.c_uint64),
+        ("rsi", c.c_uint64),
+        ("rdi", c.c_uint64),
+        ("rsp", c.c_uint64),
+        ("rbp", c.c_uint64),
+        ("r8", c.c_uint64),
+        ("r9", c.c_uint64),
+        ("r10", c.c_uint64),
+        ("r11", c.c_uint64),
+        ("r12", c.c_uint64),
+        ("r13", c.c_uint64),
+        ("r14", c.c_uint64),
+        ("r15", c.c_uint64),
+        ("rip", c.c_uint64),
+        ("rflags", c.c_uint64),
     )
 
 
-class kvm_segment(ctypes.Structure):
+class kvm_segment(c.Structure):
     """24 bytes."""
 
     if TYPE_CHECKING:
@@ -384,38 +384,38 @@ class kvm_segment(ctypes.Structure):
         padding: int
 
     _fields_ = (
-        ("base", ctypes.c_uint64),
-        ("limit", ctypes.c_uint32),
-        ("selector", ctypes.c_uint16),
-        ("type", ctypes.c_uint8),
-        ("present", ctypes.c_uint8),
-        ("dpl", ctypes.c_uint8),
-        ("db", ctypes.c_uint8),
-        ("s", ctypes.c_uint8),
-        ("l", ctypes.c_uint8),
-        ("g", ctypes.c_uint8),
-        ("avl", ctypes.c_uint8),
-        ("unusable", ctypes.c_uint8),
-        ("padding", ctypes.c_uint8),
+        ("base", c.c_uint64),
+        ("limit", c.c_uint32),
+        ("selector", c.c_uint16),
+        ("type", c.c_uint8),
+        ("present", c.c_uint8),
+        ("dpl", c.c_uint8),
+        ("db", c.c_uint8),
+        ("s", c.c_uint8),
+        ("l", c.c_uint8),
+        ("g", c.c_uint8),
+        ("avl", c.c_uint8),
+        ("unusable", c.c_uint8),
+        ("padding", c.c_uint8),
     )
 
 
-class kvm_dtable(ctypes.Structure):
+class kvm_dtable(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
         base: int
         limit: int
-        padding: ctypes.Array[ctypes.c_uint16]
+        padding: c.Array[c.c_uint16]
 
     _fields_ = (
-        ("base", ctypes.c_uint64),
-        ("limit", ctypes.c_uint16),
-        ("padding", ctypes.c_uint16 * 3),
+        ("base", c.c_uint64),
+        ("limit", c.c_uint16),
+        ("padding", c.c_uint16 * 3),
     )
 
 
-class kvm_sregs(ctypes.Structure):
+class kvm_sregs(c.Structure):
     """312 bytes."""
 
     if TYPE_CHECKING:
@@ -436,7 +436,7 @@ class kvm_sregs(ctypes.Structure):
         cr8: int
         efer: int
         apic_base: int
-        interrupt_bitmap: ctypes.Array[ctypes.c_uint64]
+        interrupt_bitmap: c.Array[c.c_uint64]
 
     _fields_ = (
         ("cs", kvm_segment),
@@ -449,18 +449,18 @@ class kvm_sregs(ctypes.Structure):
         ("ldt", kvm_segment),
         ("gdt", kvm_dtable),
         ("idt", kvm_dtable),
-        ("cr0", ctypes.c_uint64),
-        ("cr2", ctypes.c_uint64),
-        ("cr3", ctypes.c_uint64),
-        ("cr4", ctypes.c_uint64),
-        ("cr8", ctypes.c_uint64),
-        ("efer", ctypes.c_uint64),
-        ("apic_base", ctypes.c_uint64),
-        ("interrupt_bitmap", ctypes.c_uint64 * 4),
+        ("cr0", c.c_uint64),
+        ("cr2", c.c_uint64),
+        ("cr3", c.c_uint64),
+        ("cr4", c.c_uint64),
+        ("cr8", c.c_uint64),
+        ("efer", c.c_uint64),
+        ("apic_base", c.c_uint64),
+        ("interrupt_bitmap", c.c_uint64 * 4),
     )
 
 
-class kvm_vcpu_events_exception(ctypes.Structure):
+class kvm_vcpu_events_exception(c.Structure):
     """unnamed, 8 bytes."""
 
     if TYPE_CHECKING:
@@ -471,15 +471,15 @@ class kvm_vcpu_events_exception(ctypes.Structure):
         error_code: int
 
     _fields_ = (
-        ("injected", ctypes.c_uint8),
-        ("nr", ctypes.c_uint8),
-        ("has_error_code", ctypes.c_uint8),
-        ("pending", ctypes.c_uint8),
-        ("error_code", ctypes.c_uint32),
+        ("injected", c.c_uint8),
+        ("nr", c.c_uint8),
+        ("has_error_code", c.c_uint8),
+        ("pending", c.c_uint8),
+        ("error_code", c.c_uint32),
     )
 
 
-class kvm_vcpu_events_interrupt(ctypes.Structure):
+class kvm_vcpu_events_interrupt(c.Structure):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -489,14 +489,14 @@ class kvm_vcpu_events_interrupt(ctypes.Structure):
         shadow: int
 
     _fields_ = (
-        ("injected", ctypes.c_uint8),
-        ("nr", ctypes.c_uint8),
-        ("soft", ctypes.c_uint8),
-        ("shadow", ctypes.c_uint8),
+        ("injected", c.c_uint8),
+        ("nr", c.c_uint8),
+        ("soft", c.c_uint8),
+        ("shadow", c.c_uint8),
     )
 
 
-class kvm_vcpu_events_nmi(ctypes.Structure):
+class kvm_vcpu_events_nmi(c.Structure):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -506,14 +506,14 @@ class kvm_vcpu_events_nmi(ctypes.Structure):
         pad: int
 
     _fields_ = (
-        ("injected", ctypes.c_uint8),
-        ("pending", ctypes.c_uint8),
-        ("masked", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8),
+        ("injected", c.c_uint8),
+        ("pending", c.c_uint8),
+        ("masked", c.c_uint8),
+        ("pad", c.c_uint8),
     )
 
 
-class kvm_vcpu_events_smi(ctypes.Structure):
+class kvm_vcpu_events_smi(c.Structure):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -523,23 +523,23 @@ class kvm_vcpu_events_smi(ctypes.Structure):
         latched_init: int
 
     _fields_ = (
-        ("smm", ctypes.c_uint8),
-        ("pending", ctypes.c_uint8),
-        ("smm_inside_nmi", ctypes.c_uint8),
-        ("latched_init", ctypes.c_uint8),
+        ("smm", c.c_uint8),
+        ("pending", c.c_uint8),
+        ("smm_inside_nmi", c.c_uint8),
+        ("latched_init", c.c_uint8),
     )
 
 
-class kvm_vcpu_events_triple_fault(ctypes.Structure):
+class kvm_vcpu_events_triple_fault(c.Structure):
     """unnamed, 1 bytes."""
 
     if TYPE_CHECKING:
         pending: int
 
-    _fields_ = (("pending", ctypes.c_uint8),)
+    _fields_ = (("pending", c.c_uint8),)
 
 
-class kvm_vcpu_events(ctypes.Structure):
+class kvm_vcpu_events(c.Structure):
     """64 bytes."""
 
     if TYPE_CHECKING:
@@ -550,7 +550,7 @@ class kvm_vcpu_events(ctypes.Structure):
         flags: int
         smi: kvm_vcpu_events_smi
         triple_fault: kvm_vcpu_events_triple_fault
-        reserved: ctypes.Array[ctypes.c_uint8]
+        reserved: c.Array[c.c_uint8]
         exception_has_payload: int
         exception_payload: int
 
@@ -558,17 +558,17 @@ class kvm_vcpu_events(ctypes.Structure):
         ("exception", kvm_vcpu_events_exception),
         ("interrupt", kvm_vcpu_events_interrupt),
         ("nmi", kvm_vcpu_events_nmi),
-        ("sipi_vector", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
+        ("sipi_vector", c.c_uint32),
+        ("flags", c.c_uint32),
         ("smi", kvm_vcpu_events_smi),
         ("triple_fault", kvm_vcpu_events_triple_fault),
-        ("reserved", ctypes.c_uint8 * 26),
-        ("exception_has_payload", ctypes.c_uint8),
-        ("exception_payload", ctypes.c_uint64),
+        ("reserved", c.c_uint8 * 26),
+        ("exception_has_payload", c.c_uint8),
+        ("exception_payload", c.c_uint64),
     )
 
 
-class kvm_sync_regs(ctypes.Structure):
+class kvm_sync_regs(c.Structure):
     """520 bytes."""
 
     if TYPE_CHECKING:
@@ -583,26 +583,26 @@ class kvm_sync_regs(ctypes.Structure):
     )
 
 
-class kvm_run_s(ctypes.Union):
+class kvm_run_s(c.Union):
     """unnamed, 2048 bytes."""
 
     if TYPE_CHECKING:
         regs: kvm_sync_regs
-        padding: ctypes.Array[ctypes.c_uint8]
+        padding: c.Array[c.c_uint8]
 
     _fields_ = (
         ("regs", kvm_sync_regs),
-        ("padding", ctypes.c_uint8 * 2048),
+        ("padding", c.c_uint8 * 2048),
     )
 
 
-class kvm_run(ctypes.Structure):
+class kvm_run(c.Structure):
     """2352 bytes."""
 
     if TYPE_CHECKING:
         request_interrupt_window: int
         immediate_exit: int
-        padding1: ctypes.Array[ctypes.c_uint8]
+        padding1: c.Array[c.c_uint8]
         exit_reason: int
         ready_for_interrupt_injection: int
         if_flag: int
@@ -623,43 +623,43 @@ class kvm_run(ctypes.Structure):
         eoi: kvm_run__u0_eoi
         msr: kvm_run__u0_msr
         notify: kvm_run__u0_notify
-        padding: ctypes.Array[ctypes.c_uint8]
+        padding: c.Array[c.c_uint8]
         kvm_valid_regs: int
         kvm_dirty_regs: int
         s: kvm_run_s
 
     _anonymous_ = ("_u0",)
     _fields_ = (
-        ("request_interrupt_window", ctypes.c_uint8),
-        ("immediate_exit", ctypes.c_uint8),
-        ("padding1", ctypes.c_uint8 * 6),
-        ("exit_reason", ctypes.c_uint32),
-        ("ready_for_interrupt_injection", ctypes.c_uint8),
-        ("if_flag", ctypes.c_uint8),
-        ("flags", ctypes.c_uint16),
-        ("cr8", ctypes.c_uint64),
-        ("apic_base", ctypes.c_uint64),
+        ("request_interrupt_window", c.c_uint8),
+        ("immediate_exit", c.c_uint8),
+        ("padding1", c.c_uint8 * 6),
+        ("exit_reason", c.c_uint32),
+        ("ready_for_interrupt_injection", c.c_uint8),
+        ("if_flag", c.c_uint8),
+        ("flags", c.c_uint16),
+        ("cr8", c.c_uint64),
+        ("apic_base", c.c_uint64),
         ("_u0", kvm_run__u0),
-        ("kvm_valid_regs", ctypes.c_uint64),
-        ("kvm_dirty_regs", ctypes.c_uint64),
+        ("kvm_valid_regs", c.c_uint64),
+        ("kvm_dirty_regs", c.c_uint64),
         ("s", kvm_run_s),
     )
 
 
-class kvm_mp_state(ctypes.Structure):
+class kvm_mp_state(c.Structure):
     """4 bytes."""
 
     if TYPE_CHECKING:
         mp_state: int
 
-    _fields_ = (("mp_state", ctypes.c_uint32),)
+    _fields_ = (("mp_state", c.c_uint32),)
 
 
-class kvm_fpu(ctypes.Structure):
+class kvm_fpu(c.Structure):
     """416 bytes."""
 
     if TYPE_CHECKING:
-        fpr: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
+        fpr: c.Array[c.Array[c.c_uint8]]
         fcw: int
         fsw: int
         ftwx: int
@@ -667,39 +667,39 @@ class kvm_fpu(ctypes.Structure):
         last_opcode: int
         last_ip: int
         last_dp: int
-        xmm: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
+        xmm: c.Array[c.Array[c.c_uint8]]
         mxcsr: int
         pad2: int
 
     _fields_ = (
-        ("fpr", ctypes.c_uint8 * 16 * 8),
-        ("fcw", ctypes.c_uint16),
-        ("fsw", ctypes.c_uint16),
-        ("ftwx", ctypes.c_uint8),
-        ("pad1", ctypes.c_uint8),
-        ("last_opcode", ctypes.c_uint16),
-        ("last_ip", ctypes.c_uint64),
-        ("last_dp", ctypes.c_uint64),
-        ("xmm", ctypes.c_uint8 * 16 * 16),
-        ("mxcsr", ctypes.c_uint32),
-        ("pad2", ctypes.c_uint32),
+        ("fpr", c.c_uint8 * 16 * 8),
+        ("fcw", c.c_uint16),
+        ("fsw", c.c_uint16),
+        ("ftwx", c.c_uint8),
+        ("pad1", c.c_uint8),
+        ("last_opcode", c.c_uint16),
+        ("last_ip", c.c_uint64),
+        ("last_dp", c.c_uint64),
+        ("xmm", c.c_uint8 * 16 * 16),
+        ("mxcsr", c.c_uint32),
+        ("pad2", c.c_uint32),
     )
 
 
-class kvm_xsave(ctypes.Structure):
+class kvm_xsave(c.Structure):
     """4096 bytes."""
 
     if TYPE_CHECKING:
-        region: ctypes.Array[ctypes.c_uint32]
-        extra: ctypes.Array[ctypes.c_uint32]
+        region: c.Array[c.c_uint32]
+        extra: c.Array[c.c_uint32]
 
     _fields_ = (
-        ("region", ctypes.c_uint32 * 1024),
-        ("extra", ctypes.c_uint32 * 0),
+        ("region", c.c_uint32 * 1024),
+        ("extra", c.c_uint32 * 0),
     )
 
 
-class kvm_xcr(ctypes.Structure):
+class kvm_xcr(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -708,39 +708,39 @@ class kvm_xcr(ctypes.Structure):
         value: int
 
     _fields_ = (
-        ("xcr", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("value", ctypes.c_uint64),
+        ("xcr", c.c_uint32),
+        ("reserved", c.c_uint32),
+        ("value", c.c_uint64),
     )
 
 
-class kvm_xcrs(ctypes.Structure):
+class kvm_xcrs(c.Structure):
     """392 bytes."""
 
     if TYPE_CHECKING:
         nr_xcrs: int
         flags: int
-        xcrs: ctypes.Array[kvm_xcr]
-        padding: ctypes.Array[ctypes.c_uint64]
+        xcrs: c.Array[kvm_xcr]
+        padding: c.Array[c.c_uint64]
 
     _fields_ = (
-        ("nr_xcrs", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
+        ("nr_xcrs", c.c_uint32),
+        ("flags", c.c_uint32),
         ("xcrs", kvm_xcr * 16),
-        ("padding", ctypes.c_uint64 * 16),
+        ("padding", c.c_uint64 * 16),
     )
 
 
-class kvm_lapic_state(ctypes.Structure):
+class kvm_lapic_state(c.Structure):
     """1024 bytes."""
 
     if TYPE_CHECKING:
-        regs: ctypes.Array[ctypes.c_uint8]
+        regs: c.Array[c.c_uint8]
 
-    _fields_ = (("regs", ctypes.c_uint8 * 1024),)
+    _fields_ = (("regs", c.c_uint8 * 1024),)
 
 
-class kvm_clock_data(ctypes.Structure):
+class kvm_clock_data(c.Structure):
     """48 bytes."""
 
     if TYPE_CHECKING:
@@ -749,47 +749,47 @@ class kvm_clock_data(ctypes.Structure):
         pad0: int
         realtime: int
         host_tsc: int
-        pad: ctypes.Array[ctypes.c_uint32]
+        pad: c.Array[c.c_uint32]
 
     _fields_ = (
-        ("clock", ctypes.c_uint64),
-        ("flags", ctypes.c_uint32),
-        ("pad0", ctypes.c_uint32),
-        ("realtime", ctypes.c_uint64),
-        ("host_tsc", ctypes.c_uint64),
-        ("pad", ctypes.c_uint32 * 4),
+        ("clock", c.c_uint64),
+        ("flags", c.c_uint32),
+        ("pad0", c.c_uint32),
+        ("realtime", c.c_uint64),
+        ("host_tsc", c.c_uint64),
+        ("pad", c.c_uint32 * 4),
     )
 
 
-class kvm_debugregs(ctypes.Structure):
+class kvm_debugregs(c.Structure):
     """128 bytes."""
 
     if TYPE_CHECKING:
-        db: ctypes.Array[ctypes.c_uint64]
+        db: c.Array[c.c_uint64]
         dr6: int
         dr7: int
         flags: int
-        reserved: ctypes.Array[ctypes.c_uint64]
+        reserved: c.Array[c.c_uint64]
 
     _fields_ = (
-        ("db", ctypes.c_uint64 * 4),
-        ("dr6", ctypes.c_uint64),
-        ("dr7", ctypes.c_uint64),
-        ("flags", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 9),
+        ("db", c.c_uint64 * 4),
+        ("dr6", c.c_uint64),
+        ("dr7", c.c_uint64),
+        ("flags", c.c_uint64),
+        ("reserved", c.c_uint64 * 9),
     )
 
 
-class kvm_guest_debug_arch(ctypes.Structure):
+class kvm_guest_debug_arch(c.Structure):
     """64 bytes."""
 
     if TYPE_CHECKING:
-        debugreg: ctypes.Array[ctypes.c_uint64]
+        debugreg: c.Array[c.c_uint64]
 
-    _fields_ = (("debugreg", ctypes.c_uint64 * 8),)
+    _fields_ = (("debugreg", c.c_uint64 * 8),)
 
 
-class kvm_guest_debug(ctypes.Structure):
+class kvm_guest_debug(c.Structure):
     """72 bytes."""
 
     if TYPE_CHECKING:
@@ -798,13 +798,13 @@ class kvm_guest_debug(ctypes.Structure):
         arch: kvm_guest_debug_arch
 
     _fields_ = (
-        ("control", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("control", c.c_uint32),
+        ("pad", c.c_uint32),
         ("arch", kvm_guest_debug_arch),
     )
 
 
-class kvm_pic_state(ctypes.Structure):
+class kvm_pic_state(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -826,26 +826,26 @@ class kvm_pic_state(ctypes.Structure):
         elcr_mask: int
 
     _fields_ = (
-        ("last_irr", ctypes.c_uint8),
-        ("irr", ctypes.c_uint8),
-        ("imr", ctypes.c_uint8),
-        ("isr", ctypes.c_uint8),
-        ("priority_add", ctypes.c_uint8),
-        ("irq_base", ctypes.c_uint8),
-        ("read_reg_select", ctypes.c_uint8),
-        ("poll", ctypes.c_uint8),
-        ("special_mask", ctypes.c_uint8),
-        ("init_state", ctypes.c_uint8),
-        ("auto_eoi", ctypes.c_uint8),
-        ("rotate_on_auto_eoi", ctypes.c_uint8),
-        ("special_fully_nested_mode", ctypes.c_uint8),
-        ("init4", ctypes.c_uint8),
-        ("elcr", ctypes.c_uint8),
-        ("elcr_mask", ctypes.c_uint8),
+        ("last_irr", c.c_uint8),
+        ("irr", c.c_uint8),
+        ("imr", c.c_uint8),
+        ("isr", c.c_uint8),
+        ("priority_add", c.c_uint8),
+        ("irq_base", c.c_uint8),
+        ("read_reg_select", c.c_uint8),
+        ("poll", c.c_uint8),
+        ("special_mask", c.c_uint8),
+        ("init_state", c.c_uint8),
+        ("auto_eoi", c.c_uint8),
+        ("rotate_on_auto_eoi", c.c_uint8),
+        ("special_fully_nested_mode", c.c_uint8),
+        ("init4", c.c_uint8),
+        ("elcr", c.c_uint8),
+        ("elcr_mask", c.c_uint8),
     )
 
 
-class kvm_ioapic_state_redirtbl_fields(ctypes.Structure):
+class kvm_ioapic_state_redirtbl_fields(c.Structure):
     """unnamed, 8 bytes."""
 
     if TYPE_CHECKING:
@@ -858,25 +858,25 @@ class kvm_ioapic_state_redirtbl_fields(ctypes.Structure):
         trig_mode: int
         mask: int
         reserve: int
-        reserved: ctypes.Array[ctypes.c_uint8]
+        reserved: c.Array[c.c_uint8]
         dest_id: int
 
     _fields_ = (
-        ("vector", ctypes.c_uint8),
-        ("delivery_mode", ctypes.c_uint8, 3),
-        ("dest_mode", ctypes.c_uint8, 1),
-        ("delivery_status", ctypes.c_uint8, 1),
-        ("polarity", ctypes.c_uint8, 1),
-        ("remote_irr", ctypes.c_uint8, 1),
-        ("trig_mode", ctypes.c_uint8, 1),
-        ("mask", ctypes.c_uint8, 1),
-        ("reserve", ctypes.c_uint8, 7),
-        ("reserved", ctypes.c_uint8 * 4),
-        ("dest_id", ctypes.c_uint8),
+        ("vector", c.c_uint8),
+        ("delivery_mode", c.c_uint8, 3),
+        ("dest_mode", c.c_uint8, 1),
+        ("delivery_status", c.c_uint8, 1),
+        ("polarity", c.c_uint8, 1),
+        ("remote_irr", c.c_uint8, 1),
+        ("trig_mode", c.c_uint8, 1),
+        ("mask", c.c_uint8, 1),
+        ("reserve", c.c_uint8, 7),
+        ("reserved", c.c_uint8 * 4),
+        ("dest_id", c.c_uint8),
     )
 
 
-class kvm_ioapic_state_redirtbl(ctypes.Union):
+class kvm_ioapic_state_redirtbl(c.Union):
     """unnamed, 8 bytes."""
 
     if TYPE_CHECKING:
@@ -884,12 +884,12 @@ class kvm_ioapic_state_redirtbl(ctypes.Union):
         fields: kvm_ioapic_state_redirtbl_fields
 
     _fields_ = (
-        ("bits", ctypes.c_uint64),
+        ("bits", c.c_uint64),
         ("fields", kvm_ioapic_state_redirtbl_fields),
     )
 
 
-class kvm_ioapic_state(ctypes.Structure):
+class kvm_ioapic_state(c.Structure):
     """216 bytes."""
 
     if TYPE_CHECKING:
@@ -898,34 +898,34 @@ class kvm_ioapic_state(ctypes.Structure):
         id: int
         irr: int
         pad: int
-        redirtbl: ctypes.Array[kvm_ioapic_state_redirtbl]
+        redirtbl: c.Array[kvm_ioapic_state_redirtbl]
 
     _fields_ = (
-        ("base_address", ctypes.c_uint64),
-        ("ioregsel", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("irr", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("base_address", c.c_uint64),
+        ("ioregsel", c.c_uint32),
+        ("id", c.c_uint32),
+        ("irr", c.c_uint32),
+        ("pad", c.c_uint32),
         ("redirtbl", kvm_ioapic_state_redirtbl * 24),
     )
 
 
-class kvm_irqchip_chip(ctypes.Union):
+class kvm_irqchip_chip(c.Union):
     """unnamed, 512 bytes."""
 
     if TYPE_CHECKING:
-        dummy: ctypes.Array[ctypes.c_uint8]
+        dummy: c.Array[c.c_uint8]
         pic: kvm_pic_state
         ioapic: kvm_ioapic_state
 
     _fields_ = (
-        ("dummy", ctypes.c_uint8 * 512),
+        ("dummy", c.c_uint8 * 512),
         ("pic", kvm_pic_state),
         ("ioapic", kvm_ioapic_state),
     )
 
 
-class kvm_irqchip(ctypes.Structure):
+class kvm_irqchip(c.Structure):
     """520 bytes."""
 
     if TYPE_CHECKING:
@@ -934,13 +934,13 @@ class kvm_irqchip(ctypes.Structure):
         chip: kvm_irqchip_chip
 
     _fields_ = (
-        ("chip_id", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("chip_id", c.c_uint32),
+        ("pad", c.c_uint32),
         ("chip", kvm_irqchip_chip),
     )
 
 
-class kvm_pit_channel_state(ctypes.Structure):
+class kvm_pit_channel_state(c.Structure):
     """24 bytes."""
 
     if TYPE_CHECKING:
@@ -959,55 +959,55 @@ class kvm_pit_channel_state(ctypes.Structure):
         count_load_time: int
 
     _fields_ = (
-        ("count", ctypes.c_uint32),
-        ("latched_count", ctypes.c_uint16),
-        ("count_latched", ctypes.c_uint8),
-        ("status_latched", ctypes.c_uint8),
-        ("status", ctypes.c_uint8),
-        ("read_state", ctypes.c_uint8),
-        ("write_state", ctypes.c_uint8),
-        ("write_latch", ctypes.c_uint8),
-        ("rw_mode", ctypes.c_uint8),
-        ("mode", ctypes.c_uint8),
-        ("bcd", ctypes.c_uint8),
-        ("gate", ctypes.c_uint8),
-        ("count_load_time", ctypes.c_int64),
+        ("count", c.c_uint32),
+        ("latched_count", c.c_uint16),
+        ("count_latched", c.c_uint8),
+        ("status_latched", c.c_uint8),
+        ("status", c.c_uint8),
+        ("read_state", c.c_uint8),
+        ("write_state", c.c_uint8),
+        ("write_latch", c.c_uint8),
+        ("rw_mode", c.c_uint8),
+        ("mode", c.c_uint8),
+        ("bcd", c.c_uint8),
+        ("gate", c.c_uint8),
+        ("count_load_time", c.c_int64),
     )
 
 
-class kvm_pit_state2(ctypes.Structure):
+class kvm_pit_state2(c.Structure):
     """112 bytes."""
 
     if TYPE_CHECKING:
-        channels: ctypes.Array[kvm_pit_channel_state]
+        channels: c.Array[kvm_pit_channel_state]
         flags: int
-        reserved: ctypes.Array[ctypes.c_uint32]
+        reserved: c.Array[c.c_uint32]
 
     _fields_ = (
         ("channels", kvm_pit_channel_state * 3),
-        ("flags", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32 * 9),
+        ("flags", c.c_uint32),
+        ("reserved", c.c_uint32 * 9),
     )
 
 
-class kvm_enable_cap(ctypes.Structure):
+class kvm_enable_cap(c.Structure):
     """104 bytes."""
 
     if TYPE_CHECKING:
         cap: int
         flags: int
-        args: ctypes.Array[ctypes.c_uint64]
-        pad: ctypes.Array[ctypes.c_uint8]
+        args: c.Array[c.c_uint64]
+        pad: c.Array[c.c_uint8]
 
     _fields_ = (
-        ("cap", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("args", ctypes.c_uint64 * 4),
-        ("pad", ctypes.c_uint8 * 64),
+        ("cap", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("args", c.c_uint64 * 4),
+        ("pad", c.c_uint8 * 64),
     )
 
 
-class kvm_coalesced_mmio_zone__u0(ctypes.Union):
+class kvm_coalesced_mmio_zone__u0(c.Union):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -1015,12 +1015,12 @@ class kvm_coalesced_mmio_zone__u0(ctypes.Union):
         pio: int
 
     _fields_ = (
-        ("pad", ctypes.c_uint32),
-        ("pio", ctypes.c_uint32),
+        ("pad", c.c_uint32),
+        ("pio", c.c_uint32),
     )
 
 
-class kvm_coalesced_mmio_zone(ctypes.Structure):
+class kvm_coalesced_mmio_zone(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -1031,13 +1031,13 @@ class kvm_coalesced_mmio_zone(ctypes.Structure):
 
     _anonymous_ = ("_u0",)
     _fields_ = (
-        ("addr", ctypes.c_uint64),
-        ("size", ctypes.c_uint32),
+        ("addr", c.c_uint64),
+        ("size", c.c_uint32),
         ("_u0", kvm_coalesced_mmio_zone__u0),
     )
 
 
-class kvm_coalesced_mmio__u0(ctypes.Union):
+class kvm_coalesced_mmio__u0(c.Union):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -1045,12 +1045,12 @@ class kvm_coalesced_mmio__u0(ctypes.Union):
         pio: int
 
     _fields_ = (
-        ("pad", ctypes.c_uint32),
-        ("pio", ctypes.c_uint32),
+        ("pad", c.c_uint32),
+        ("pio", c.c_uint32),
     )
 
 
-class kvm_coalesced_mmio(ctypes.Structure):
+class kvm_coalesced_mmio(c.Structure):
     """24 bytes."""
 
     if TYPE_CHECKING:
@@ -1058,27 +1058,27 @@ class kvm_coalesced_mmio(ctypes.Structure):
         len: int
         pad: int
         pio: int
-        data: ctypes.Array[ctypes.c_uint8]
+        data: c.Array[c.c_uint8]
 
     _anonymous_ = ("_u0",)
     _fields_ = (
-        ("phys_addr", ctypes.c_uint64),
-        ("len", ctypes.c_uint32),
+        ("phys_addr", c.c_uint64),
+        ("len", c.c_uint32),
         ("_u0", kvm_coalesced_mmio__u0),
-        ("data", ctypes.c_uint8 * 8),
+        ("data", c.c_uint8 * 8),
     )
 
 
-class kvm_coalesced_mmio_ring(ctypes.Structure):
+class kvm_coalesced_mmio_ring(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
         first: int
         last: int
-        coalesced_mmio: ctypes.Array[kvm_coalesced_mmio]
+        coalesced_mmio: c.Array[kvm_coalesced_mmio]
 
     _fields_ = (
-        ("first", ctypes.c_uint32),
-        ("last", ctypes.c_uint32),
+        ("first", c.c_uint32),
+        ("last", c.c_uint32),
         ("coalesced_mmio", kvm_coalesced_mmio * 0),
     )

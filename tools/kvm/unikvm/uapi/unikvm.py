@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import ctypes
+from unikvm import cstruct as c
 
 TYPE_CHECKING = False
 
@@ -26,7 +26,7 @@ UNIKVM_SLOTS = 0x100
 UNIKVM_USER_REASONS = 0x40
 
 
-class unikvm_area(ctypes.Structure):
+class unikvm_area(c.Structure):
     """64 bytes."""
 
     if TYPE_CHECKING:
@@ -37,21 +37,21 @@ class unikvm_area(ctypes.Structure):
         isa: int
         tsc_khz: int
         lost: int
-        reserved: ctypes.Array[ctypes.c_uint64]
+        reserved: c.Array[c.c_uint64]
 
     _fields_ = (
-        ("size", ctypes.c_uint32),
-        ("slot_size", ctypes.c_uint32),
-        ("slot_offset", ctypes.c_uint32),
-        ("slots", ctypes.c_uint32),
-        ("isa", ctypes.c_uint32),
-        ("tsc_khz", ctypes.c_uint32),
-        ("lost", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 4),
+        ("size", c.c_uint32),
+        ("slot_size", c.c_uint32),
+        ("slot_offset", c.c_uint32),
+        ("slots", c.c_uint32),
+        ("isa", c.c_uint32),
+        ("tsc_khz", c.c_uint32),
+        ("lost", c.c_uint64),
+        ("reserved", c.c_uint64 * 4),
     )
 
 
-class unikvm_attach(ctypes.Structure):
+class unikvm_attach(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class unikvm_attach(ctypes.Structure):
         reserved: int
 
     _fields_ = (
-        ("size", ctypes.c_uint32),
-        ("vm_fd", ctypes.c_int32),
-        ("flags", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("size", c.c_uint32),
+        ("vm_fd", c.c_int32),
+        ("flags", c.c_uint32),
+        ("reserved", c.c_uint32),
     )
 
 
-class unikvm_info(ctypes.Structure):
+class unikvm_info(c.Structure):
     """104 bytes."""
 
     if TYPE_CHECKING:
@@ -76,22 +76,22 @@ class unikvm_info(ctypes.Structure):
         abi_major: int
         abi_minor: int
         features: int
-        release: ctypes.Array[ctypes.c_uint8]
-        build_id: ctypes.Array[ctypes.c_uint8]
-        reserved: ctypes.Array[ctypes.c_uint8]
+        release: c.Array[c.c_uint8]
+        build_id: c.Array[c.c_uint8]
+        reserved: c.Array[c.c_uint8]
 
     _fields_ = (
-        ("size", ctypes.c_uint32),
-        ("abi_major", ctypes.c_uint16),
-        ("abi_minor", ctypes.c_uint16),
-        ("features", ctypes.c_uint64),
-        ("release", ctypes.c_uint8 * 64),
-        ("build_id", ctypes.c_uint8 * 20),
-        ("reserved", ctypes.c_uint8 * 4),
+        ("size", c.c_uint32),
+        ("abi_major", c.c_uint16),
+        ("abi_minor", c.c_uint16),
+        ("features", c.c_uint64),
+        ("release", c.c_uint8 * 64),
+        ("build_id", c.c_uint8 * 20),
+        ("reserved", c.c_uint8 * 4),
     )
 
 
-class unikvm_slot(ctypes.Structure):
+class unikvm_slot(c.Structure):
     """4096 bytes."""
 
     if TYPE_CHECKING:
@@ -101,26 +101,26 @@ class unikvm_slot(ctypes.Structure):
         guest_ticks: int
         kernel_ticks: int
         user_ticks: int
-        reserved: ctypes.Array[ctypes.c_uint64]
-        reason: ctypes.Array[ctypes.c_uint64]
-        user_reason: ctypes.Array[ctypes.c_uint64]
-        guest_histogram: ctypes.Array[ctypes.c_uint64]
-        kernel_histogram: ctypes.Array[ctypes.c_uint64]
-        user_histogram: ctypes.Array[ctypes.c_uint64]
-        padding: ctypes.Array[ctypes.c_uint64]
+        reserved: c.Array[c.c_uint64]
+        reason: c.Array[c.c_uint64]
+        user_reason: c.Array[c.c_uint64]
+        guest_histogram: c.Array[c.c_uint64]
+        kernel_histogram: c.Array[c.c_uint64]
+        user_histogram: c.Array[c.c_uint64]
+        padding: c.Array[c.c_uint64]
 
     _fields_ = (
-        ("entries", ctypes.c_uint64),
-        ("exits", ctypes.c_uint64),
-        ("user_exits", ctypes.c_uint64),
-        ("guest_ticks", ctypes.c_uint64),
-        ("kernel_ticks", ctypes.c_uint64),
-        ("user_ticks", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 2),
-        ("reason", ctypes.c_uint64 * 256),
-        ("user_reason", ctypes.c_uint64 * 64),
-        ("guest_histogram", ctypes.c_uint64 * 40),
-        ("kernel_histogram", ctypes.c_uint64 * 40),
-        ("user_histogram", ctypes.c_uint64 * 40),
-        ("padding", ctypes.c_uint64 * 64),
+        ("entries", c.c_uint64),
+        ("exits", c.c_uint64),
+        ("user_exits", c.c_uint64),
+        ("guest_ticks", c.c_uint64),
+        ("kernel_ticks", c.c_uint64),
+        ("user_ticks", c.c_uint64),
+        ("reserved", c.c_uint64 * 2),
+        ("reason", c.c_uint64 * 256),
+        ("user_reason", c.c_uint64 * 64),
+        ("guest_histogram", c.c_uint64 * 40),
+        ("kernel_histogram", c.c_uint64 * 40),
+        ("user_histogram", c.c_uint64 * 40),
+        ("padding", c.c_uint64 * 64),
     )

@@ -10,7 +10,7 @@ linux/vm_sockets.h
 
 from __future__ import annotations
 
-import ctypes
+from unikvm import cstruct as c
 
 TYPE_CHECKING = False
 
@@ -58,7 +58,7 @@ VMADDR_CID_HYPERVISOR = 0x0
 VMADDR_CID_LOCAL = 0x1
 
 
-class vhost_memory_region(ctypes.Structure):
+class vhost_memory_region(c.Structure):
     """32 bytes."""
 
     if TYPE_CHECKING:
@@ -68,29 +68,29 @@ class vhost_memory_region(ctypes.Structure):
         flags_padding: int
 
     _fields_ = (
-        ("guest_phys_addr", ctypes.c_uint64),
-        ("memory_size", ctypes.c_uint64),
-        ("userspace_addr", ctypes.c_uint64),
-        ("flags_padding", ctypes.c_uint64),
+        ("guest_phys_addr", c.c_uint64),
+        ("memory_size", c.c_uint64),
+        ("userspace_addr", c.c_uint64),
+        ("flags_padding", c.c_uint64),
     )
 
 
-class vhost_memory(ctypes.Structure):
+class vhost_memory(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
         nregions: int
         padding: int
-        regions: ctypes.Array[vhost_memory_region]
+        regions: c.Array[vhost_memory_region]
 
     _fields_ = (
-        ("nregions", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
+        ("nregions", c.c_uint32),
+        ("padding", c.c_uint32),
         ("regions", vhost_memory_region * 0),
     )
 
 
-class vhost_vring_state(ctypes.Structure):
+class vhost_vring_state(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
@@ -98,12 +98,12 @@ class vhost_vring_state(ctypes.Structure):
         num: int
 
     _fields_ = (
-        ("index", ctypes.c_uint32),
-        ("num", ctypes.c_uint32),
+        ("index", c.c_uint32),
+        ("num", c.c_uint32),
     )
 
 
-class vhost_vring_addr(ctypes.Structure):
+class vhost_vring_addr(c.Structure):
     """40 bytes."""
 
     if TYPE_CHECKING:
@@ -115,16 +115,16 @@ class vhost_vring_addr(ctypes.Structure):
         log_guest_addr: int
 
     _fields_ = (
-        ("index", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("desc_user_addr", ctypes.c_uint64),
-        ("used_user_addr", ctypes.c_uint64),
-        ("avail_user_addr", ctypes.c_uint64),
-        ("log_guest_addr", ctypes.c_uint64),
+        ("index", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("desc_user_addr", c.c_uint64),
+        ("used_user_addr", c.c_uint64),
+        ("avail_user_addr", c.c_uint64),
+        ("log_guest_addr", c.c_uint64),
     )
 
 
-class vhost_vring_file(ctypes.Structure):
+class vhost_vring_file(c.Structure):
     """8 bytes."""
 
     if TYPE_CHECKING:
@@ -132,6 +132,6 @@ class vhost_vring_file(ctypes.Structure):
         fd: int
 
     _fields_ = (
-        ("index", ctypes.c_uint32),
-        ("fd", ctypes.c_int32),
+        ("index", c.c_uint32),
+        ("fd", c.c_int32),
     )

@@ -6,7 +6,7 @@ linux/virtio_balloon.h
 
 from __future__ import annotations
 
-import ctypes
+from unikvm import cstruct as c
 
 TYPE_CHECKING = False
 
@@ -31,7 +31,7 @@ VIRTIO_BALLOON_S_SWAP_IN = 0x0
 VIRTIO_BALLOON_S_SWAP_OUT = 0x1
 
 
-class virtio_balloon_config__u0(ctypes.Union):
+class virtio_balloon_config__u0(c.Union):
     """unnamed, 4 bytes."""
 
     if TYPE_CHECKING:
@@ -39,12 +39,12 @@ class virtio_balloon_config__u0(ctypes.Union):
         free_page_report_cmd_id: int
 
     _fields_ = (
-        ("free_page_hint_cmd_id", ctypes.c_uint32),
-        ("free_page_report_cmd_id", ctypes.c_uint32),
+        ("free_page_hint_cmd_id", c.c_uint32),
+        ("free_page_report_cmd_id", c.c_uint32),
     )
 
 
-class virtio_balloon_config(ctypes.Structure):
+class virtio_balloon_config(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class virtio_balloon_config(ctypes.Structure):
 
     _anonymous_ = ("_u0",)
     _fields_ = (
-        ("num_pages", ctypes.c_uint32),
-        ("actual", ctypes.c_uint32),
+        ("num_pages", c.c_uint32),
+        ("actual", c.c_uint32),
         ("_u0", virtio_balloon_config__u0),
-        ("poison_val", ctypes.c_uint32),
+        ("poison_val", c.c_uint32),
     )

@@ -6,7 +6,7 @@ linux/virtio_mem.h
 
 from __future__ import annotations
 
-import ctypes
+from unikvm import cstruct as c
 
 TYPE_CHECKING = False
 
@@ -25,13 +25,13 @@ VIRTIO_MEM_STATE_PLUGGED = 0x0
 VIRTIO_MEM_STATE_UNPLUGGED = 0x1
 
 
-class virtio_mem_config(ctypes.Structure):
+class virtio_mem_config(c.Structure):
     """56 bytes."""
 
     if TYPE_CHECKING:
         block_size: int
         node_id: int
-        padding: ctypes.Array[ctypes.c_uint8]
+        padding: c.Array[c.c_uint8]
         addr: int
         region_size: int
         usable_region_size: int
@@ -39,63 +39,63 @@ class virtio_mem_config(ctypes.Structure):
         requested_size: int
 
     _fields_ = (
-        ("block_size", ctypes.c_uint64),
-        ("node_id", ctypes.c_uint16),
-        ("padding", ctypes.c_uint8 * 6),
-        ("addr", ctypes.c_uint64),
-        ("region_size", ctypes.c_uint64),
-        ("usable_region_size", ctypes.c_uint64),
-        ("plugged_size", ctypes.c_uint64),
-        ("requested_size", ctypes.c_uint64),
+        ("block_size", c.c_uint64),
+        ("node_id", c.c_uint16),
+        ("padding", c.c_uint8 * 6),
+        ("addr", c.c_uint64),
+        ("region_size", c.c_uint64),
+        ("usable_region_size", c.c_uint64),
+        ("plugged_size", c.c_uint64),
+        ("requested_size", c.c_uint64),
     )
 
 
-class virtio_mem_req_plug(ctypes.Structure):
+class virtio_mem_req_plug(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
         addr: int
         nb_blocks: int
-        padding: ctypes.Array[ctypes.c_uint16]
+        padding: c.Array[c.c_uint16]
 
     _fields_ = (
-        ("addr", ctypes.c_uint64),
-        ("nb_blocks", ctypes.c_uint16),
-        ("padding", ctypes.c_uint16 * 3),
+        ("addr", c.c_uint64),
+        ("nb_blocks", c.c_uint16),
+        ("padding", c.c_uint16 * 3),
     )
 
 
-class virtio_mem_req_unplug(ctypes.Structure):
+class virtio_mem_req_unplug(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
         addr: int
         nb_blocks: int
-        padding: ctypes.Array[ctypes.c_uint16]
+        padding: c.Array[c.c_uint16]
 
     _fields_ = (
-        ("addr", ctypes.c_uint64),
-        ("nb_blocks", ctypes.c_uint16),
-        ("padding", ctypes.c_uint16 * 3),
+        ("addr", c.c_uint64),
+        ("nb_blocks", c.c_uint16),
+        ("padding", c.c_uint16 * 3),
     )
 
 
-class virtio_mem_req_state(ctypes.Structure):
+class virtio_mem_req_state(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
         addr: int
         nb_blocks: int
-        padding: ctypes.Array[ctypes.c_uint16]
+        padding: c.Array[c.c_uint16]
 
     _fields_ = (
-        ("addr", ctypes.c_uint64),
-        ("nb_blocks", ctypes.c_uint16),
-        ("padding", ctypes.c_uint16 * 3),
+        ("addr", c.c_uint64),
+        ("nb_blocks", c.c_uint16),
+        ("padding", c.c_uint16 * 3),
     )
 
 
-class virtio_mem_req_u(ctypes.Union):
+class virtio_mem_req_u(c.Union):
     """unnamed, 16 bytes."""
 
     if TYPE_CHECKING:
@@ -110,31 +110,31 @@ class virtio_mem_req_u(ctypes.Union):
     )
 
 
-class virtio_mem_req(ctypes.Structure):
+class virtio_mem_req(c.Structure):
     """24 bytes."""
 
     if TYPE_CHECKING:
         type: int
-        padding: ctypes.Array[ctypes.c_uint16]
+        padding: c.Array[c.c_uint16]
         u: virtio_mem_req_u
 
     _fields_ = (
-        ("type", ctypes.c_uint16),
-        ("padding", ctypes.c_uint16 * 3),
+        ("type", c.c_uint16),
+        ("padding", c.c_uint16 * 3),
         ("u", virtio_mem_req_u),
     )
 
 
-class virtio_mem_resp_state(ctypes.Structure):
+class virtio_mem_resp_state(c.Structure):
     """2 bytes."""
 
     if TYPE_CHECKING:
         state: int
 
-    _fields_ = (("state", ctypes.c_uint16),)
+    _fields_ = (("state", c.c_uint16),)
 
 
-class virtio_mem_resp_u(ctypes.Union):
+class virtio_mem_resp_u(c.Union):
     """unnamed, 2 bytes."""
 
     if TYPE_CHECKING:
@@ -143,16 +143,16 @@ class virtio_mem_resp_u(ctypes.Union):
     _fields_ = (("state", virtio_mem_resp_state),)
 
 
-class virtio_mem_resp(ctypes.Structure):
+class virtio_mem_resp(c.Structure):
     """10 bytes."""
 
     if TYPE_CHECKING:
         type: int
-        padding: ctypes.Array[ctypes.c_uint16]
+        padding: c.Array[c.c_uint16]
         u: virtio_mem_resp_u
 
     _fields_ = (
-        ("type", ctypes.c_uint16),
-        ("padding", ctypes.c_uint16 * 3),
+        ("type", c.c_uint16),
+        ("padding", c.c_uint16 * 3),
         ("u", virtio_mem_resp_u),
     )

@@ -6,14 +6,14 @@ linux/virtio_pmem.h
 
 from __future__ import annotations
 
-import ctypes
+from unikvm import cstruct as c
 
 TYPE_CHECKING = False
 
 VIRTIO_PMEM_REQ_TYPE_FLUSH = 0x0
 
 
-class virtio_pmem_config(ctypes.Structure):
+class virtio_pmem_config(c.Structure):
     """16 bytes."""
 
     if TYPE_CHECKING:
@@ -21,24 +21,24 @@ class virtio_pmem_config(ctypes.Structure):
         size: int
 
     _fields_ = (
-        ("start", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
+        ("start", c.c_uint64),
+        ("size", c.c_uint64),
     )
 
 
-class virtio_pmem_req(ctypes.Structure):
+class virtio_pmem_req(c.Structure):
     """4 bytes."""
 
     if TYPE_CHECKING:
         type: int
 
-    _fields_ = (("type", ctypes.c_uint32),)
+    _fields_ = (("type", c.c_uint32),)
 
 
-class virtio_pmem_resp(ctypes.Structure):
+class virtio_pmem_resp(c.Structure):
     """4 bytes."""
 
     if TYPE_CHECKING:
         ret: int
 
-    _fields_ = (("ret", ctypes.c_uint32),)
+    _fields_ = (("ret", c.c_uint32),)
