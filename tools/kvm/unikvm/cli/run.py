@@ -161,22 +161,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Options | Namespace) -> int:
+    linux = not args.prepared and is_linux(args)
+    new = None
+    if not (linux or args.prepared or args.firmware or args.host == "vm") and os.access("/dev/kvm", os.R_OK | os.W_OK):
+        from unikvm.machine.newvm import NewVm
+
+        new = NewVm()  # now, as KVM works on it while the rest is imported
+    from unikvm.cli.plan import choose_host, load, make_plan
     from unikvm.cli.terminal import end_on_signals
 
     end_on_signals()
     if args.prepared:
         from unikvm.cli import run_local
-        from unikvm.cli.plan import load
 
         return run_local.run(load(args.prepared))
-    linux = is_linux(args)
-    new = None
-    if not linux and not args.firmware and args.host != "vm" and os.access("/dev/kvm", os.R_OK | os.W_OK):
-        from unikvm.machine.newvm import NewVm
-
-        new = NewVm()  # now, as KVM works on it while the rest is imported
-    from unikvm.cli.plan import choose_host, make_plan
-
     disks: tuple[Disk, ...] = ()
     if args.disk:
         from unikvm.cli.options.disks import parse_disk
