@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from unikvm.errors import UnikvmError
+from unikvm.machine.machine import Machine
+
 PAGE = Path(__file__).resolve().parents[2] / "Documentation/library.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -23,3 +26,11 @@ def test_example(number: int, payload: Callable[[str], str], capsys: pytest.Capt
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) == 2
+
+
+def test_the_end_of_a_run_is_no_time_to_wait(payload: Callable[[str], str]) -> None:
+    with Machine(kernel=payload("hello.elf"), memory="32M", console="serial") as machine:
+        machine.start()
+        assert b"hello" in machine.expect(b"hello")
+        with pytest.raises(UnikvmError, match=r"ended before the console showed b'never': DebugExit\(status=0"):
+            machine.expect(b"never", 600)

@@ -178,9 +178,16 @@ class Machine:
         return self.wait(timeout)
 
     def expect(self, text: bytes, timeout: float = 60.0) -> bytes:
-        """Wait until the console shows `text`; returns all that it showed. TimeoutError when it does not in time."""
+        """Wait until the console shows `text`; returns all that it showed. TimeoutError when it does not in time,
+        UnikvmError when the run ends without it.
+        """
         deadline = time.monotonic() + timeout
         while text not in self.console:
+            if not self._events.empty() or self._end is not None:
+                event = self.wait()
+                if text in self.console:  # a device had still to give it
+                    break
+                raise UnikvmError(f"the run ended before the console showed {text!r}: {event}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the console did not show {text!r} within {timeout:g} s")
             time.sleep(0.005)
