@@ -145,6 +145,12 @@ def test_a_shell_on_a_terminal(lab: str) -> None:
         terminal.close()
 
 
+def test_a_shell_without_a_terminal(lab: str) -> None:
+    """It reads a script, whose end is its own."""
+    done = unikvm("shell", lab, stdin=b"tty; echo $0; (exit 6)\n")
+    assert (done.returncode, done.stdout) == (6, b"not a tty\n-sh\n"), done.stderr
+
+
 @pytest.mark.parametrize("how", ["keys", "SIGTERM"])
 def test_leaving_a_shell(lab: str, how: str) -> None:
     terminal = Terminal([LAUNCHER, "shell", lab])

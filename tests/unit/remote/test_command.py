@@ -141,6 +141,13 @@ def test_a_login_shell(agent: Open) -> None:
     assert b"-bash /root" in ran.out or b"-sh /root" in ran.out
 
 
+def test_a_login_shell_that_reads_a_script(agent: Open) -> None:
+    """Without a terminal: its input ends, and it with it."""
+    ran = Ran(agent, request([], login=True), b"tty; echo at home in $HOME\n")
+    assert ran.status == 0
+    assert b"not a tty\nat home in /root\n" in ran.out
+
+
 class Running:
     """A command whose user types and looks."""
 

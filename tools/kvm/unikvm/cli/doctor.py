@@ -70,19 +70,13 @@ def check_kernel_half() -> Check:
 def check_tools() -> list[Check]:
     """What a host VM needs."""
     from unikvm.sys.process import find_program
-    from unikvm.vhost import passt, slirp, virtiofsd
+    from unikvm.vhost import passt, slirp
     from unikvm.vhost.storage import BINARY
 
     checks: list[Check] = []
     qemu = find_program("qemu-system-x86_64")
     checks.append(("QEMU", "ok", qemu) if qemu else ("QEMU", "missing", "for host VMs: install qemu-system-x86"))
-    daemon = virtiofsd.find()
-    if daemon and os.geteuid() == 0:
-        checks.append(("virtiofsd", "ok", daemon))
-    elif daemon:
-        checks.append(("virtiofsd", "slow", f"{daemon} needs root: a host VM takes 9p, which is slower"))
-    else:
-        checks.append(("virtiofsd", "missing", "--root, --rwdir and a host VM take 9p, which is slower"))
+    checks.append(check_virtiofsd())
     storage = find_program(BINARY)
     checks.append(("storage daemon", "ok", storage) if storage else ("storage daemon", "missing", "raw disks only"))
     user_network = find_program(passt.PROGRAM) or find_program(slirp.PROGRAM)
@@ -92,6 +86,20 @@ def check_tools() -> list[Check]:
         else ("user network", "missing", "no --net user: install passt")
     )
     return checks
+
+
+def check_virtiofsd() -> Check:
+    """The file server, and the name spaces that it needs: without root, user name spaces."""
+    from unikvm.vhost import virtiofsd
+
+    daemon = virtiofsd.find()
+    if not daemon:
+        return ("virtiofsd", "missing", "--root, --rwdir and a host VM take 9p, which is slower")
+    try:
+        virtiofsd.try_out(daemon)
+    except UnikvmError as error:
+        return ("virtiofsd", "slow", f"a host VM takes 9p, which is slower: {error}")
+    return ("virtiofsd", "ok", daemon)
 
 
 def check_vsock() -> Check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from unikvm.sys.process import become_namespace_root, find_program, readonly_tree
+from unikvm.sys.process import become_namespace_root, find_program, readonly_tree, spawn
 from unikvm.vhost.backend import Program
 
 PLACES = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/libexec/qemu/virtiofsd")
@@ -52,17 +52,25 @@ def serve(binary: str, path: str, *, readonly: bool) -> Program:
     `readonly`: in a mount name space of its own where nothing below `path` can be written, whatever it is asked to do.
     Without root it runs as root of a user name space, and most files belong to nobody then.
     """
-
-    def prepare() -> None:
-        become_namespace_root()
-        if readonly:
-            readonly_tree(path, place_of(path))
-
     return Program(
         f"the file server of {path}",
         lambda fd: arguments(binary, path, readonly=readonly, fd=fd),
-        prepare=prepare,
+        prepare=lambda: _enclose(path, readonly=readonly),
     )
+
+
+def _enclose(path: str, *, readonly: bool) -> None:
+    """In the server's process: its name spaces. OSError."""
+    become_namespace_root()
+    if readonly:
+        readonly_tree(path, place_of(path))
+
+
+def try_out(binary: str) -> None:
+    """Start it in the name spaces that a server of `/` needs, for its help. CannotRun where they are forbidden."""
+    child = spawn([binary, "--help"], prepare=lambda: _enclose("/", readonly=True))
+    child.end(5)
+    child.close()
 
 
 def mount_flags() -> list[str]:
