@@ -106,6 +106,12 @@ def test_many_at_once(lab: str) -> None:
     assert [command.wait(SECONDS) for command in commands] == list(range(20))
 
 
+def test_memory_that_runs_out_leaves_the_agent(lab: str) -> None:
+    """What fills it is killed, or its like; not the way into the guest."""
+    adjusted = "cat /proc/1/oom_score_adj /proc/$PPID/oom_score_adj /proc/self/oom_score_adj"
+    assert sh(lab, adjusted).stdout == b"0\n-1000\n0\n"
+
+
 def test_a_client_that_is_killed(lab: str) -> None:
     client = subprocess.Popen([LAUNCHER, "exec", lab, "--", "sleep", "4711"], stdin=subprocess.DEVNULL)
     until(lab, "ps | grep -q '[s]leep 4711'")

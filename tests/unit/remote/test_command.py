@@ -94,6 +94,17 @@ def test_users(agent: Open) -> None:
             Ran(agent, ["exec", f"user={user}", "--", "true"])
 
 
+def test_commands_are_not_spared_by_the_oom_killer_as_sessions_are(agent: Open) -> None:
+    mine = Path("/proc/self/oom_score_adj")
+    before = mine.read_text()
+    mine.write_text("500")  # the agent has -1000, for which one has to be privileged; the session has it from here
+    try:
+        ran = sh(agent, "cat /proc/$PPID/oom_score_adj /proc/self/oom_score_adj")
+    finally:
+        mine.write_text(before)
+    assert ran.out == b"500\n0\n", ran.err
+
+
 def test_what_cannot_start_says_why(agent: Open) -> None:
     with pytest.raises(Refused, match=r"/no/such \(in .*\): No such file"):
         Ran(agent, request(["/no/such"]), b"for nobody" * 100_000)

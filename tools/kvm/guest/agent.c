@@ -88,6 +88,7 @@ void agent_run(void)
 	int fd;
 
 	signal(SIGCHLD, SIG_IGN);	/* sessions end by themselves */
+	oom_adjust("-1000");	/* among small processes it would go first, and the way in with it */
 	for (;;) {
 		fd = dial();
 		if (fd < 0 || !requested(fd)) {

@@ -29,6 +29,7 @@ void nap(unsigned int us);
 long long now_ms(void);
 ssize_t read_file(const char *path, char *buf, size_t size);
 bool parse_id(const char *text, const char **end, unsigned int *id);
+void oom_adjust(const char *value);
 bool make_dirs(const char *path);
 bool cmdline_value(const char *key, char *value, size_t size);
 void power_off(void) __attribute__((noreturn));

@@ -96,6 +96,7 @@ static void child_setup(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
 	setsid();
+	oom_adjust("0");	/* the agent's own is not for commands */
 }
 
 /* The user's terminal belongs to the user, as after a login. */

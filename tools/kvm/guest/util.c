@@ -86,6 +86,18 @@ ssize_t read_file(const char *path, char *buf, size_t size)
 	return len;
 }
 
+/* How readily the kernel kills this process, and what it will start, where memory is short: proc(5), oom_score_adj. */
+void oom_adjust(const char *value)
+{
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;		/* without /proc, or (ENOENT) without the OOM killer */
+	if (write(fd, value, strlen(value)) < 0)
+		complain("oom_score_adj: %s", strerror(errno));
+	close(fd);
+}
+
 /*
  * The number of a user or group at the start of `text`, and what follows it.
  * False where there is none: what is larger would be cut, 2^32 to that of root.
