@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 from unikvm.errors import CannotRun, UnikvmError
 from unikvm.hostvm import image, snapshot
 from unikvm.hostvm.launch import Qemu, choose_accel, kernel_cmdline, machine_args, new_ram, start_qemu
-from unikvm.hostvm.qmp import QmpError
 from unikvm.hostvm.session import Session, Sink
 from unikvm.hostvm.share import Mount, NineP, Virtiofs, choose_server, mounts
 from unikvm.hostvm.snapshot import Snapshot, SnapshotError
 from unikvm.hostvm.watchdog import HostError, Watchdog
 from unikvm.sys.process import find_program
+from unikvm.sys.qmp import QmpError
 from unikvm.wire import PORT_RELAY, PROTOCOL, exec_line, raw
 
 if TYPE_CHECKING:

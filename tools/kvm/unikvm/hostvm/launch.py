@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unikvm.errors import CannotRun
-from unikvm.hostvm.qmp import Qmp
 from unikvm.sys.kvm import tsc_khz
 from unikvm.sys.process import Process, spawn
+from unikvm.sys.qmp import Qmp
 from unikvm.wire import PORT_RELAY, PORTS
 
 if TYPE_CHECKING:

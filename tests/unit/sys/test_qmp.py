@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
-from unikvm.hostvm.qmp import Qmp, QmpError
+from unikvm.sys.qmp import Qmp, QmpError, QmpRefusal
 
 Script = Callable[[socket.socket], None]
 
@@ -78,10 +80,34 @@ def test_bad_answers(answer: bytes, message: str) -> None:
         sock.sendall(answer)
         sock.shutdown(socket.SHUT_WR)
 
-    with pytest.raises(QmpError, match=message):
+    with pytest.raises(QmpError, match=message) as caught:
         talk(script, lambda qmp: qmp.execute("cont"))
+    assert isinstance(caught.value, QmpRefusal) == (b"error" in answer)
 
 
 def test_silence_is_an_error() -> None:
     with pytest.raises(QmpError, match="timed out"):
         talk(lambda _sock: None, lambda qmp: qmp.execute("cont", timeout=0.1))
+
+
+def test_an_answer_without_end_is_an_error() -> None:
+    def script(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock.sendall(b"x" * 65536)
+
+    with pytest.raises(QmpError, match="does not come to an end"):
+        talk(script, lambda qmp: qmp.execute("cont"))
+
+
+def test_events_do_not_prolong_the_wait() -> None:
+    def script(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                sock.sendall(b'{"event": "RESUME"}\n')
+                time.sleep(0.05)
+
+    before = time.monotonic()
+    with pytest.raises(QmpError, match="timed out"):
+        talk(script, lambda qmp: qmp.execute("cont", timeout=0.3))
+    assert time.monotonic() - before < 4
