@@ -314,6 +314,70 @@ def test_read_only(image: Path) -> None:
     assert image.read_bytes() == before
 
 
+def grown(it: Bench, size: int = 0) -> int:
+    """Have the disk grow: its sectors then."""
+    assert isinstance(it.device, Blk)
+    it.device.grow(size)
+    return it.device.read_config(0, 8)
+
+
+def test_growth(disk: Bench, image: Path) -> None:
+    """The driver is told, and may use all of it and no more; what was there stays."""
+    before, rest = image.read_bytes(), disk.device.config[8:]
+    data = os.urandom(512)
+    assert request(disk, VIRTIO_BLK_T_OUT, 2 * SECTORS - 1, out=data)[0] == VIRTIO_BLK_S_IOERR
+    assert grown(disk, 1024 * SECTORS) == 2 * SECTORS
+    assert (disk.device.config[8:], disk.transport.config_interrupts) == (rest, 1)
+    assert image.read_bytes() == before + bytes(512 * SECTORS)
+    assert request(disk, VIRTIO_BLK_T_OUT, 2 * SECTORS - 1, out=data)[0] == VIRTIO_BLK_S_OK
+    assert request(disk, VIRTIO_BLK_T_OUT, 2 * SECTORS, out=data)[0] == VIRTIO_BLK_S_IOERR
+    assert image.read_bytes().endswith(data)
+    assert grown(disk, 1024 * SECTORS) == 2 * SECTORS  # it has that
+    assert disk.transport.config_interrupts == 1
+    disk.device.write_status(0)
+    disk.start()
+    assert disk.device.read_config(0, 8) == 2 * SECTORS
+
+
+def test_an_image_that_has_grown_by_itself(image: Path) -> None:
+    with bench(Blk(str(image), readonly=True)) as it:
+        it.start()
+        assert grown(it) == SECTORS
+        os.truncate(image, 512 * SECTORS + 512)
+        assert it.device.read_config(0, 8) == SECTORS  # until somebody says so
+        assert grown(it) == SECTORS + 1
+        assert request(it, VIRTIO_BLK_T_IN, SECTORS, room=512) == (VIRTIO_BLK_S_OK, bytes(512))
+        assert it.transport.config_interrupts == 1
+
+
+def test_what_does_not_grow(disk: Bench, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(size: int, why: str) -> None:
+        with pytest.raises(CannotRun, match=why):
+            grown(disk, size)
+
+    refused(512, "has 32K, and no disk becomes smaller")
+    refused(513 * SECTORS, "a multiple of 512")
+    os.truncate(image, 2048 * SECTORS)
+    refused(1024 * SECTORS, r"has 131072 bytes already \(without a size, the guest gets them\)")
+    os.truncate(image, 512 * SECTORS + 1)
+    refused(0, "not a multiple of 512")
+    os.truncate(image, 512)
+    refused(0, "has become smaller: 512 bytes")
+
+    def full(*_args: int) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "ftruncate", full)
+    refused(1024 * SECTORS, "cannot be made larger: File too large")
+    assert isinstance(disk.device, Blk)
+    disk.device.readonly = True
+    refused(1024 * SECTORS, "is read-only")
+    assert (disk.device.read_config(0, 8), disk.transport.config_interrupts) == (SECTORS, 0)
+    disk.device.close()
+    disk.device.readonly = False
+    refused(1024 * SECTORS, "not in use any more")
+
+
 def cannot(path: Path, match: str, *, readonly: bool = False) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(CannotRun, match=match) as caught:

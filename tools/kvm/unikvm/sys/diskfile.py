@@ -52,7 +52,7 @@ class DiskFile:
                 self.block = self.logical = block_size(self.fd)
             if direct:
                 self.block = max(self.logical, self._direct_block())
-            _check_size(path, self.size, self.block if direct else SECTOR)
+            _check_size(path, self.size, self._multiple)
             self._lock()
         except BlockingIOError:
             self.close()
@@ -94,6 +94,36 @@ class DiskFile:
                 if error.errno != errno.EINVAL:
                     raise
         raise CannotRun(f"disk image {self.path}: direct I/O does not work there", hint="leave out ,direct")
+
+    def grow(self, size: int = 0) -> int:
+        """Make the image `size` bytes, where it has fewer; without a size it stays as it has become. Its bytes then.
+
+        It is never made smaller. CannotRun where it cannot be used like that.
+        """
+        try:
+            now = os.lseek(self.fd, 0, os.SEEK_END)
+            if size and size != now:
+                if size < now:
+                    raise CannotRun(
+                        f"disk image {self.path} has {now} bytes already", hint="without a size, the guest gets them"
+                    )
+                if self.is_device:
+                    raise CannotRun(f"{self.path} is a block device of {now} bytes", hint="enlarge that first")
+                _check_size(self.path, size, self._multiple)
+                os.ftruncate(self.fd, size)
+                now = size
+        except OSError as error:
+            raise CannotRun(f"disk image {self.path} cannot be made larger: {error.strerror}") from None
+        if now < self.size:
+            raise CannotRun(f"disk image {self.path} has become smaller: {now} bytes instead of {self.size}")
+        _check_size(self.path, now, self._multiple)
+        self.size = now
+        return now
+
+    @property
+    def _multiple(self) -> int:
+        """What its size has to be a multiple of."""
+        return self.block if self.direct else SECTOR
 
     # Requests
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from struct import Struct
 
+from unikvm.errors import CannotRun
+from unikvm.lean import Empty, SimpleQueue
 from unikvm.sys.diskfile import SECTOR, DiskFile
 from unikvm.uapi.virtio import (
     VIRTIO_BLK_F_BLK_SIZE,
@@ -32,6 +34,7 @@ from unikvm.uapi.virtio import (
     VIRTIO_ID_BLOCK,
 )
 from unikvm.virtio.blocking import Blocking
+from unikvm.virtio.growing import Growing
 from unikvm.virtio.queue import Chain, Queue
 
 TYPE_CHECKING = False
@@ -42,6 +45,7 @@ QUEUE_SIZE = 256
 SEG_MAX = QUEUE_SIZE - 2  # data descriptors: one is the header, one the status
 MAX_RANGES = 16  # of one discard or write-zeroes request
 MAX_DISCARD_SECTORS = 0x3F_FFFF
+GROWTH_SECONDS = 30.0  # that somebody who makes the disk larger waits for the request under way
 MAX_ZEROES_SECTORS = 0x1_0000  # 32 MiB: where zeroes have to be written, that is how long a reset waits
 
 _HEADER = Struct("<IIQ")  # struct virtio_blk_outhdr: type, ioprio, sector
@@ -52,7 +56,7 @@ _RANGE = Struct("<QII")  # struct virtio_blk_discard_write_zeroes: sector, num_s
 _CONFIG = Struct("<QII4xIBxHI2xHIIIIIB3x")
 
 
-class Blk(Blocking):
+class Blk(Blocking, Growing):
     """virtio-blk.
 
     Requests are carried out one after the other on the disk's own thread, a doorbell's worth at a time, whatever the
@@ -79,7 +83,8 @@ class Blk(Blocking):
         super().__init__()
         self.queue_sizes = (QUEUE_SIZE,) * queues
         self._file = file = DiskFile(path, readonly=readonly, direct=direct)
-        self._readonly = readonly
+        self.path = path
+        self.readonly = readonly
         self._serial = serial.encode("ascii", "replace")[:VIRTIO_BLK_ID_BYTES].ljust(VIRTIO_BLK_ID_BYTES, b"\0")
         self._size = file.size
         self._say = say
@@ -114,6 +119,32 @@ class Blk(Blocking):
 
     def let_go(self) -> None:
         self._file.close()
+
+    def enlarge(self, size: int) -> None:
+        """On the disk's own thread, between requests: they must not end beyond the file."""
+        done: SimpleQueue[CannotRun | None] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                now = self._file.grow(size)
+            except CannotRun as error:
+                done.put(error)
+                return
+            with self.lock:
+                self._size = now
+                self.has_grown(now)
+            done.put(None)
+
+        with self.lock:
+            if not self.doorbells:
+                raise CannotRun(f"disk {self.path} is not in use any more")
+            self.loop.call_soon(work)
+        try:
+            error = done.get(timeout=GROWTH_SECONDS)
+        except Empty:
+            raise CannotRun(f"disk {self.path}: a request does not end; it grows when that has") from None
+        if error is not None:
+            raise error
 
     def activated(self) -> None:
         # §5.2.6.2: a driver that cannot flush must find its writes on the disk.
@@ -150,7 +181,7 @@ class Blk(Blocking):
         if kind == VIRTIO_BLK_T_GET_ID:
             chain.write(self._serial)
             return VIRTIO_BLK_S_OK
-        if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES) and not self._readonly:
+        if kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES) and not self.readonly:
             return self._clear(chain, kind)
         return VIRTIO_BLK_S_UNSUPP
 
@@ -170,7 +201,7 @@ class Blk(Blocking):
 
     def _write(self, chain: Chain, offset: int) -> int:
         length = chain.readable_len
-        if self._readonly or length % SECTOR or offset + length > self._size:
+        if self.readonly or length % SECTOR or offset + length > self._size:
             return VIRTIO_BLK_S_IOERR
         while length:
             count = self._file.write(chain.readable, offset)

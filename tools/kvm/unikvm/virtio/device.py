@@ -199,8 +199,10 @@ class VirtioDevice:
         return self.offered >> 32 * select & 0xFFFF_FFFF if select < 2 else 0
 
     def read_config(self, offset: int, size: int) -> int:
-        """Read the configuration space; what lies beyond reads as zero."""
-        return int.from_bytes(self.config[offset : offset + size], "little")
+        """Read the configuration space; what lies beyond reads as zero. Under the lock, as the generation is read: who
+        finds the same before and after his reads has read one content (§2.5.1)."""
+        with self.lock:
+            return int.from_bytes(self.config[offset : offset + size], "little")
 
     def write_status(self, value: int) -> None:
         """The driver writes the status register (§2.1, §3.1)."""

@@ -69,7 +69,8 @@ class TransportRegisters:
             self.reset_registers()
 
     def read_config_generation(self) -> int:
-        return self.device.config_generation
+        with self.device.lock:
+            return self.device.config_generation
 
     def read_queue_select(self) -> int:
         return self.queue_select
