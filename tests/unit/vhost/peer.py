@@ -83,6 +83,10 @@ class Peer:
         assert self._ours is not None
         self._ours.sendall(data)
 
+    def own(self) -> socket.socket:
+        """The connection that it was given for its own requests (SET_BACKEND_REQ_FD)."""
+        return socket.socket(fileno=os.dup(self.fds[m.SET_BACKEND_REQ_FD, 0]))
+
     def names(self) -> list[str]:
         """The requests that came."""
         return [m.NAMES[request] for request, _ in self.log]

@@ -7,9 +7,11 @@ state passes here.
 
 from __future__ import annotations
 
+import time
+
 from unikvm.record import Record
 from unikvm.vhost import messages as m
-from unikvm.vhost.channel import BackendError, Channel
+from unikvm.vhost.channel import BackendError, Channel, Requests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +19,11 @@ if TYPE_CHECKING:
     from unikvm.sys.unixsocket import Socket
 
 _PROTOCOL_FEATURES = (
-    1 << m.PROTOCOL_F_MQ | 1 << m.PROTOCOL_F_REPLY_ACK | 1 << m.PROTOCOL_F_CONFIG | 1 << m.PROTOCOL_F_INFLIGHT_SHMFD
+    1 << m.PROTOCOL_F_MQ
+    | 1 << m.PROTOCOL_F_REPLY_ACK
+    | 1 << m.PROTOCOL_F_BACKEND_REQ
+    | 1 << m.PROTOCOL_F_CONFIG
+    | 1 << m.PROTOCOL_F_INFLIGHT_SHMFD
 )
 FIRST_SECONDS = 60.0  # until a back end that is just being started answers
 
@@ -52,9 +58,14 @@ class FrontEnd:
         self.fd = self._channel.fd
         self.features = 0  # virtio features on offer
         self.protocol_features = 0  # agreed on
+        self.config = b""  # the part of the device's configuration space that was asked for
+        self.requests: Requests | None = None  # the back end's own, where it may make any
+        self.due = 0.0  # until when the configuration has to be there that `ask_config` asked for; 0: it is
+        self._once_more = False  # it changed again since
 
-    def negotiate(self, queues: int) -> None:
-        """Claim the back end, learn what it can do, and see that it has `queues` queues."""
+    def negotiate(self, queues: int, *, listens: bool = False) -> None:
+        """Claim the back end, learn what it can do, and see that it has `queues` queues. `listens`: it may say by
+        itself that its configuration has changed."""
         channel = self._channel
         seconds, channel.seconds = channel.seconds, FIRST_SECONDS
         features = self._get(m.GET_FEATURES)
@@ -62,7 +73,9 @@ class FrontEnd:
         if features >> m.F_PROTOCOL_FEATURES & 1:
             # Only afterwards may anything ask for an acknowledgement.
             agreed = self._get(m.GET_PROTOCOL_FEATURES) & _PROTOCOL_FEATURES
-            channel.send(m.SET_PROTOCOL_FEATURES, m.U64.pack(agreed))
+            if not listens or not agreed >> m.PROTOCOL_F_CONFIG & 1:
+                agreed &= ~(1 << m.PROTOCOL_F_BACKEND_REQ)
+            self._send(m.SET_PROTOCOL_FEATURES, m.U64.pack(agreed))
             self.protocol_features = agreed
         self._set(m.SET_OWNER)
         self.features = features & ~(1 << m.F_PROTOCOL_FEATURES)
@@ -71,6 +84,10 @@ class FrontEnd:
             most = self._get(m.GET_QUEUE_NUM)
             if most < queues:
                 raise BackendError(f"{self._name} has {most} queues, and {queues} are needed")
+        if self._agreed(m.PROTOCOL_F_BACKEND_REQ):
+            self.requests = Requests(self._name)
+            self._set(m.SET_BACKEND_REQ_FD, b"", [self.requests.theirs.fileno()])
+            self.requests.theirs.close()
 
     def set_features(self, features: int) -> None:
         """What the driver accepted."""
@@ -102,7 +119,7 @@ class FrontEnd:
 
     def stop_ring(self, index: int) -> int:
         """Stop a ring; when this returns the back end has finished with it. Gives where it would go on."""
-        self._channel.send(m.GET_VRING_BASE, m.VRING_STATE.pack(index, 0))
+        self._send(m.GET_VRING_BASE, m.VRING_STATE.pack(index, 0))
         answer, _ = self._channel.receive(m.GET_VRING_BASE, m.VRING_STATE.size)
         which, base = m.VRING_STATE.unpack(answer)
         if which != index:
@@ -111,21 +128,56 @@ class FrontEnd:
         return position
 
     def get_config(self, size: int) -> bytes:
-        """The first `size` bytes of the device's configuration space."""
+        """The first `size` bytes of the device's configuration space, which `config` holds from now on."""
         if not self._agreed(m.PROTOCOL_F_CONFIG) or size > m.MAX_CONFIG:
             raise BackendError(f"{self._name} does not give its configuration")
         header = m.CONFIG_HEADER.pack(0, size, 0)
-        self._channel.send(m.GET_CONFIG, header + bytes(size))
+        self._send(m.GET_CONFIG, header + bytes(size))
         answer, _ = self._channel.receive(m.GET_CONFIG, len(header) + size)
+        self._take_config(answer, size)
+        return self.config
+
+    def ask_config(self) -> None:
+        """Have the configuration that `get_config` gave read again, without waiting for it: `look` takes the answer,
+        or whichever request comes before."""
+        if self.due:
+            self._once_more = True  # the answer may be older than the change
+            return
+        size = len(self.config)
+        self._channel.send(m.GET_CONFIG, m.CONFIG_HEADER.pack(0, size, 0) + bytes(size))
+        self.due = time.monotonic() + self._channel.seconds
+
+    def _take_config(self, answer: bytes, size: int) -> None:
         if m.CONFIG_HEADER.unpack_from(answer)[:2] != (0, size):
             raise BackendError(f"{self._name} gives another part of its configuration than was asked for")
-        return answer[len(header) :]
+        self.config = answer[m.CONFIG_HEADER.size :]
+
+    def look(self) -> None:
+        """What the event loop does when there is something to read. BackendError where that is nobody's answer, the
+        connection has ended, or the answer to `ask_config` is late."""
+        if self.due:
+            answer = self._channel.poll(m.GET_CONFIG, m.CONFIG_HEADER.size + len(self.config))
+            if answer is not None:
+                self._asked_for(answer)
+            elif time.monotonic() >= self.due:
+                raise BackendError(f"{self._name} does not give its configuration in time")
+        else:
+            why = self._channel.broken()
+            if why:
+                raise BackendError(f"{self._name}: {why}")
+
+    def _asked_for(self, answer: bytes) -> None:
+        self.due = 0.0
+        self._take_config(answer, len(self.config))
+        if self._once_more:
+            self._once_more = False
+            self.ask_config()
 
     def get_inflight(self, queues: int, entries: int) -> Inflight | None:
         """A new record of requests under way; None where the back end keeps none."""
         if not self._agreed(m.PROTOCOL_F_INFLIGHT_SHMFD):
             return None
-        self._channel.send(m.GET_INFLIGHT_FD, m.INFLIGHT.pack(0, 0, queues, entries))
+        self._send(m.GET_INFLIGHT_FD, m.INFLIGHT.pack(0, 0, queues, entries))
         answer, (fd,) = self._channel.receive(m.GET_INFLIGHT_FD, m.INFLIGHT.size, fds=1)
         size, offset, its_queues, its_entries = m.INFLIGHT.unpack(answer)
         # Nobody here maps it: it is kept for the back end's successor.
@@ -136,19 +188,23 @@ class FrontEnd:
         payload = m.INFLIGHT.pack(record.size, record.offset, record.queues, record.entries)
         self._set(m.SET_INFLIGHT_FD, payload, [record.fd])
 
-    @property
-    def broken(self) -> str:
-        """Why the connection is of no use any more, or an empty string."""
-        return self._channel.broken()
-
     def close(self) -> None:
+        if self.requests is not None:
+            self.requests.close()
         self._channel.close()
 
     def _agreed(self, bit: int) -> bool:
         return bool(self.protocol_features >> bit & 1)
 
+    def _send(self, request: int, payload: bytes = b"", fds: list[int] | None = None, *, flags: int = 0) -> None:
+        """Send a request; an answer that is under way comes before its own."""
+        while self.due:
+            answer, _ = self._channel.receive(m.GET_CONFIG, m.CONFIG_HEADER.size + len(self.config))
+            self._asked_for(answer)
+        self._channel.send(request, payload, fds or [], flags=flags)
+
     def _get(self, request: int) -> int:
-        self._channel.send(request)
+        self._send(request)
         answer, _ = self._channel.receive(request, m.U64.size)
         value: int = m.U64.unpack(answer)[0]
         return value
@@ -156,7 +212,7 @@ class FrontEnd:
     def _set(self, request: int, payload: bytes = b"", fds: list[int] | None = None) -> None:
         """A request without an answer of its own: acknowledged, where the back end can."""
         acknowledged = self._agreed(m.PROTOCOL_F_REPLY_ACK)
-        self._channel.send(request, payload, fds or [], flags=m.NEED_REPLY if acknowledged else 0)
+        self._send(request, payload, fds, flags=m.NEED_REPLY if acknowledged else 0)
         if acknowledged:
             answer, _ = self._channel.receive(request, m.U64.size)
             if answer != bytes(m.U64.size):

@@ -29,6 +29,7 @@ GET_PROTOCOL_FEATURES = 15
 SET_PROTOCOL_FEATURES = 16
 GET_QUEUE_NUM = 17
 SET_VRING_ENABLE = 18
+SET_BACKEND_REQ_FD = 21
 GET_CONFIG = 24
 GET_INFLIGHT_FD = 31
 SET_INFLIGHT_FD = 32
@@ -39,11 +40,16 @@ NAMES = {
     if name.startswith(("GET_", "SET_")) and isinstance(value, int)
 }
 
+# Requests of the back end ("Back-end message types"), on a connection of their own.
+BACKEND_CONFIG_CHANGE_MSG = 2
+MAX_BACKEND_PAYLOAD = 1024  # bytes of any of them, known or not; none in the specification has half as many
+
 F_PROTOCOL_FEATURES = 30  # VHOST_USER_F_PROTOCOL_FEATURES, a bit among the virtio features
 
 # Protocol features ("Protocol features"): bit numbers.
 PROTOCOL_F_MQ = 0
 PROTOCOL_F_REPLY_ACK = 3
+PROTOCOL_F_BACKEND_REQ = 5
 PROTOCOL_F_CONFIG = 9
 PROTOCOL_F_INFLIGHT_SHMFD = 12
 

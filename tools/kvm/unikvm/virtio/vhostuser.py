@@ -15,6 +15,7 @@ comes later is answered with an error.
 from __future__ import annotations
 
 import os
+import time
 
 from unikvm.errors import CannotRun
 from unikvm.uapi.virtio import VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unikvm.memory import GuestMemory
-    from unikvm.sys.eventloop import EventLoop
+    from unikvm.sys.eventloop import EventLoop, Timer
     from unikvm.vhost.backend import Backend
+    from unikvm.vhost.channel import Requests
     from unikvm.virtio.device import Transport
 
     Say = Callable[[str], object]
@@ -49,12 +51,15 @@ class VhostUser(Outside):
 
     shares_memory = True
     known_features = 0  # what this type may offer beside the common bits, where the back end does
+    listens = False  # whether the back end may say that its configuration, `FrontEnd.config`, has changed
 
     def __init__(self, backend: Backend, *, say: Say = _nobody) -> None:
         super().__init__()
         self.backend = backend
         self._say = say
         self._front: FrontEnd | None = None
+        self._timer: Timer | None = None
+        self._config = b""  # of the back end, as `reconfigured` had it last
         self._inflight: Inflight | None = None
         self._restarts = Restarts()
         self._reviver = Reviver()
@@ -63,6 +68,9 @@ class VhostUser(Outside):
 
     def met(self, front: FrontEnd) -> None:
         """A back end was found: look at its features and its configuration; BackendError where they will not do."""
+
+    def reconfigured(self, config: bytes) -> None:
+        """The back end's configuration, when it was found and whenever it has changed: as `met`. Under the lock."""
 
     def refuse(self, chain: Chain) -> None:
         """The back end is lost for good: say so in the answer to a request."""
@@ -98,7 +106,7 @@ class VhostUser(Outside):
         """Find the back end and agree with it. BackendError where that fails, CannotRun where it cannot be started."""
         front = FrontEnd(self.backend.open(), self.backend.name)
         try:
-            front.negotiate(len(self.queue_sizes))
+            front.negotiate(len(self.queue_sizes), listens=self.listens)
             if not front.features >> VIRTIO_F_VERSION_1 & 1:
                 raise BackendError(f"{self.backend.name} knows only devices from before virtio 1.0")
             self.met(front)
@@ -113,13 +121,20 @@ class VhostUser(Outside):
         if not self.features:
             self.features = front.features & (super().offered | self.known_features)
         self._front = front
-        self.loop.add(front.fd, self._front_event)
+        self._config = front.config
+        self.reconfigured(front.config)
+        self.loop.add(front.fd, self._look)
+        requests = front.requests
+        if requests is not None:
+            self.loop.add(requests.fd, lambda: self._requested(front, requests))
 
     def _part(self) -> None:
         """Let go of the connection; the back end stops serving when it notices."""
         front, self._front = self._front, None
         if front is not None:
             self.loop.remove(front.fd)
+            if front.requests is not None:
+                self.loop.remove(front.requests.fd)
             front.close()
 
     # The driver's set-up and reset, under the lock.
@@ -157,7 +172,41 @@ class VhostUser(Outside):
         if record is not None:
             os.close(record.fd)
 
-    # The back end's end
+    # The back end's requests, and its end
+
+    def _requested(self, front: FrontEnd, requests: Requests) -> None:
+        """The back end says something by itself. It has its answer before the lock is waited for."""
+        why, changed = "", False
+        try:
+            changed = requests.serve()
+        except BackendError as error:
+            why = error.message
+        with self.lock:
+            if front is not self._front:
+                return
+            if why:
+                self._lost(why)
+                return
+            if requests.ended:
+                self.loop.remove(requests.fd)
+            if changed:
+                self._with_front(FrontEnd.ask_config)
+                self._watch()
+
+    def _watch(self) -> None:
+        """See that an answer which nobody waits for comes in time. On the loop's thread."""
+        front = self._front
+        if front is not None and front.due and not (self._timer is not None and self._timer.pending):
+            self._timer = self.loop.call_later(max(0.0, front.due - time.monotonic()), self._late)
+
+    def _late(self) -> None:
+        with self.lock:
+            self._with_front(FrontEnd.look)
+            self._watch()
+
+    def _look(self) -> None:
+        with self.lock:
+            self._with_front(FrontEnd.look)
 
     def _with_front(self, request: Callable[[FrontEnd], object]) -> None:
         """Ask something of the back end, if there is one; when it does not play along it is lost."""
@@ -165,14 +214,11 @@ class VhostUser(Outside):
         if front is not None:
             try:
                 request(front)
+                if front.config is not self._config:  # it came before the answer to the request
+                    self._config = front.config
+                    self.reconfigured(front.config)
             except BackendError as error:
                 self._lost(error.message)
-
-    def _front_event(self) -> None:
-        with self.lock:
-            why = self._front.broken if self._front is not None else ""
-            if why:
-                self._lost(f"{self.backend.name}: {why}")
 
     def _lost(self, why: str) -> None:
         self._part()
