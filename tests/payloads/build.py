@@ -26,7 +26,7 @@ PLAIN = ("hello", "bootinfo", "count", "storm", "mmio", "smp", "ending", "timer"
 # The multiboot twins are the same programs without the PVH note, which would win.
 PAYLOADS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{f"{name}.elf": (("start.S", "payload.c", f"{name}.c"), ()) for name in PLAIN},
-    "writer.elf": (("start.S", "payload.c", "virtio.c", "writer.c"), ()),
+    **{f"{name}.elf": (("start.S", "payload.c", "virtio.c", f"{name}.c"), ()) for name in ("growth", "writer")},
     **{
         f"{name}.elf": (("start.S", "payload.c", "virtio.c", "witness.c", f"{name}.c"), ())
         for name in ("hostile", "hang")

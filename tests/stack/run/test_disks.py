@@ -13,7 +13,7 @@ import pytest
 from stack.run.hosted import command, sh
 from unikvm.hostvm.config import HostConfig
 from unikvm.hostvm.host import HostVm
-from unikvm.images.artifacts import init_binary
+from unikvm.images.artifacts import LAUNCHER, init_binary
 from unikvm.images.kernel import Kernel
 from unit.vhost.peer import make_qcow2
 
@@ -90,3 +90,53 @@ def test_kill_9_of_qemu_storage_daemon_while_a_guest_writes(host: HostVm, share:
     assert len(set(lines)) == 2, "something else was read than was written"
     assert done.stderr.count(b"signal 9 ended it: starting it again") >= 1
     assert b"is back" in done.stderr
+
+
+GROWING = """\
+sizes() { echo $(cat /sys/block/vd?/size); }
+sizes
+for wanted; do
+    tries=0
+    until test "$(sizes)" = "$wanted"; do tries=$((tries + 1)); test $tries -lt 600 || exit 9; sleep 0.1; done
+    sizes
+done
+for disk in vda vdb; do
+    echo the end of $disk | dd of=/dev/$disk bs=512 seek=$(($(cat /sys/block/$disk/size) - 1)) conv=sync,fsync 2>&1
+done | grep -c '1+0 records out\\|0+1 records out'
+"""
+COMMANDS = """\
+unikvm() {{ {launcher} "$@"; }}
+line() {{ tries=0; until grep -qx "$1" /tmp/out; do
+    tries=$((tries + 1)); [ $tries -lt 600 ] || exit 8; kill -0 $guest || exit 7; sleep 0.1; done; }}
+: > /tmp/out; {guest} > /tmp/out & guest=$!
+line '2048 2048 8'
+unikvm set lab disk={share}/a.raw,size=3M && line '6144 2048 8'
+cd {share}; unikvm set disk=b.qcow2,size=5M && line '6144 10240 8'
+for wrong in a.raw,size=1M b.qcow2,size=1M b.qcow2 c.raw,size=1M d.raw,size=1M; do unikvm set lab disk=$wrong; done
+truncate -s 7M a.raw; unikvm set disk=../{name}/a.raw && line '14336 10240 8'
+wait $guest; echo status $?; cat /tmp/out
+"""
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_disks_grow_under_a_guest(host: HostVm, share: Path, transport: str) -> None:
+    """What a user types, and what the guest's kernel makes of it. The last disk is read-only, and stays as it is."""
+    (share / "a.raw").write_bytes(bytes(MIB))
+    make_qcow2(share / "b.qcow2", MIB)
+    (share / "c.raw").write_bytes(bytes(4096))
+    wanted = ["6144 2048 8", "6144 10240 8", "14336 10240 8"]
+    script = ["sh", "-c", GROWING, "sh", *wanted]
+    disks = [word for name in ("a.raw", "b.qcow2", "c.raw,ro") for word in ("-d", f"{share}/{name}")]
+    guest = command("-n", "lab", "--transport", transport, *disks, "--", *script)
+    done = sh(host, COMMANDS.format(launcher=LAUNCHER, guest=guest, share=share, name=share.name))
+    said = done.stderr.decode()
+    assert done.stdout.decode().splitlines() == ["status 0", "2048 2048 8", *wanted, "2"], (done.stdout, said)
+    for why in (
+        f"disk {share}/a.raw has 3M, and no disk becomes smaller",
+        f"disk {share}/b.qcow2 has 5M, and no disk becomes smaller",
+        f"disk {share}/b.qcow2 does not grow by itself",
+        f"disk {share}/c.raw is read-only",
+        f"the guest has no disk {share}/d.raw (its disks: {share}/a.raw, ",
+    ):
+        assert f"unikvm: {why}" in said, said
+    assert (share / "a.raw").read_bytes()[-512:].startswith(b"the end of vda")

@@ -93,7 +93,8 @@ def test_by_the_commands(host: HostVm, share: Path) -> None:
     first, *rest = done.stdout.decode().splitlines()
     assert first == "00:03.0", (done.stdout, done.stderr)  # after the console and the random numbers
     stat = json.loads("".join(rest[: rest.index("}") + 1]))
-    assert stat["devices"][-1] == {"address": "00:03.0", "device": "blk"}
+    disk = {"address": "00:03.0", "device": "blk", "image": str(share / "typed"), "size": "1M"}
+    assert stat["devices"][-1] == disk
     assert stat["cpus"] == 2
     assert [cpu["state"] for cpu in stat["vcpus"]] == ["on", "on"]
     gone, console, nothing = rest[rest.index("}") + 1 :]

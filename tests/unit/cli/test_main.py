@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,25 @@ def test_a_directory_as_standard_input() -> None:
         ["sh", "-c", f'"{TREE}/scripts/unikvm" list < /'], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (CANNOT_RUN, "unikvm: standard input is a directory\n")
+
+
+def test_set_takes_a_disk_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    monkeypatch.setattr("unikvm.control.client.call", lambda *words, **values: asked.append((words, values)))
+    assert main(["set", "lab", "cpus=2", "disk=/a.img,size=20G"]) == 0
+    assert main(["set", "lab", "disk=b/../a.img"]) == 0
+    assert asked == [
+        (("lab", "set"), {"cpus": "2", "disk": {"path": "/a.img", "size": "20G"}}),
+        (("lab", "set"), {"disk": {"path": f"{os.getcwd()}/b/../a.img"}}),
+    ]
+    for disk, why in (
+        ("a,size=x", "bad size 'x'"),
+        ("a,size=0", "more than nothing"),
+        (",size=1G", "which disk?"),
+        ("a,ro", "'ro' is not understood"),
+    ):
+        assert why in said(["set", "lab", f"disk={disk}"], capsys)
+    assert len(asked) == 2
 
 
 def test_disks() -> None:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from struct import pack, unpack_from
 
 import pytest
@@ -25,6 +28,17 @@ from .driver import Bench, bench
 
 SIZE = 8 << 20
 SECONDS = 20.0
+
+
+def version() -> tuple[int, ...]:
+    """Of qemu-storage-daemon; (0,) where there is none."""
+    if not shutil.which(storage.BINARY):
+        return (0,)
+    said = subprocess.run([storage.BINARY, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return tuple(map(int, said.split()[2].split(".")))
+
+
+VERSION = version()
 
 pytestmark = pytest.mark.skipif(not shutil.which(storage.BINARY), reason=f"no {storage.BINARY} here")
 
@@ -84,7 +98,7 @@ def disk(
     backend = storage.serve(
         str(path), kind="qcow2", readonly=readonly, writethrough=writethrough, queues=queues, direct=direct
     )
-    device = VhostBlk(backend, readonly=readonly, queues=queues, say=say)
+    device = VhostBlk(backend, path=str(path), readonly=readonly, queues=queues, grow=backend.grow, say=say)
     with bench(device) as on:
         on.start(size=64)
         yield Disk(on, device)
@@ -124,6 +138,98 @@ def test_a_read_only_disk(image: Path) -> None:
     with disk(image, readonly=True) as it:
         assert it.device.offered >> VIRTIO_BLK_F_RO & 1
         assert it.write(0, bytes(512)) == VIRTIO_BLK_S_IOERR
+
+
+def test_a_disk_grows_with_its_image_and_is_served_to_its_end(image: Path) -> None:
+    data = os.urandom(512)
+    with disk(image) as it:
+        it.device.grow(2 * SIZE)
+        assert unpack_from("<Q", it.device.config)[0] == SIZE // 256
+        assert it.bench.transport.config_interrupts == 1
+        assert it.write(SIZE // 256 - 1, data) == 0
+        assert it.write(SIZE // 256, data) == VIRTIO_BLK_S_IOERR
+        it.device.grow(3 * SIZE)
+    with disk(image) as it:
+        assert it.device.size == 3 * SIZE
+        assert it.read(SIZE // 256 - 1, 512) == data
+
+
+def test_what_does_not_grow_is_told_in_its_words(image: Path) -> None:
+    with disk(image) as it:
+        with pytest.raises(CannotRun, match=r"The image size is too large|too large|larger"):
+            it.device.grow(1 << 62)
+        backend = it.device.backend
+        assert isinstance(backend, storage.Storage)
+        os.kill(backend.pid, signal.SIGKILL)
+        with pytest.raises(CannotRun, match=r"monitor|takes no commands"):
+            it.device.grow(2 * SIZE)
+        assert it.write(0, bytes(512)) == VIRTIO_BLK_S_IOERR
+        with pytest.raises(CannotRun, match="takes no commands any more"):
+            it.device.grow(2 * SIZE)
+        assert it.device.size == SIZE
+
+
+def test_a_monitor_that_is_silent_is_given_up(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came later would be taken for the answer to something else. The disk goes on."""
+    monkeypatch.setattr(storage, "MONITOR_SECONDS", 0.3)
+    with disk(image) as it:
+        backend = it.device.backend
+        assert isinstance(backend, storage.Storage)
+        os.kill(backend.pid, signal.SIGSTOP)
+        with pytest.raises(CannotRun, match="timed out"):
+            it.device.grow(2 * SIZE)
+        os.kill(backend.pid, signal.SIGCONT)
+        with pytest.raises(CannotRun, match="takes no commands any more"):
+            it.device.grow(2 * SIZE)
+        assert it.write(0, bytes(512)) == 0
+
+
+def test_the_end_of_a_back_end_is_that_of_a_command(image: Path) -> None:
+    with disk(image) as it:
+        backend = it.device.backend
+        assert isinstance(backend, storage.Storage)
+        os.kill(backend.pid, signal.SIGSTOP)
+        refused: SimpleQueue[CannotRun] = SimpleQueue()
+
+        def grow() -> None:
+            with pytest.raises(CannotRun) as caught:
+                it.device.grow(2 * SIZE)
+            refused.put(caught.value)
+
+        thread = threading.Thread(target=grow)
+        thread.start()
+        time.sleep(0.2)
+        before = time.monotonic()
+        backend.stop()
+        assert "monitor" in str(refused.get(timeout=SECONDS))
+        assert time.monotonic() - before < storage.MONITOR_SECONDS / 2
+        thread.join()
+
+
+def test_after_its_end_another_one_makes_it_larger(image: Path) -> None:
+    with disk(image, writethrough=True) as it:
+        it.device.grow(2 * SIZE)
+        backend = it.device.backend
+        assert isinstance(backend, storage.Storage)
+        os.kill(backend.pid, signal.SIGKILL)
+        assert it.write(2 * SIZE // 512 - 1, bytes(512)) == 0  # by its successor
+        it.device.grow(3 * SIZE)
+        assert it.write(3 * SIZE // 512 - 1, bytes(512)) == 0
+
+
+@pytest.mark.skipif(VERSION < (8, 1), reason=f"{storage.BINARY} says nothing of a disk that grows before 8.1")
+def test_the_back_end_says_that_it_has_grown(image: Path) -> None:
+    """Whoever had it grow: here somebody at its monitor."""
+    with disk(image) as it:
+        backend = it.device.backend
+        assert isinstance(backend, storage.Storage)
+        backend.grow(2 * SIZE)
+        end = time.monotonic() + SECONDS
+        while it.device.size != 2 * SIZE:
+            assert time.monotonic() < end
+            it.bench.settle(1)
+        assert it.bench.transport.config_interrupts == 1
+        assert it.write(2 * SIZE // 512 - 1, bytes(512)) == 0
 
 
 def test_kill_9_of_the_back_end_is_survived_with_requests_under_way(image: Path) -> None:

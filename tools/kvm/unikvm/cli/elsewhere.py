@@ -11,6 +11,8 @@ COMMANDS = {
     "attach-disk": "attach",
     "attach-interface": "attach",
     "balloon": "set",
+    "block_resize": "set",
+    "blockresize": "set",
     "boot": "run",
     "console": "shell",
     "copy": "cp",

@@ -41,8 +41,9 @@ class MachineCommands:
         self._facts = facts
         self._began = began
         plugging = PluggingCommands(machine, writable)
-        # What `unikvm set NAME KEY=VALUE` can change: each gets the value as the user wrote it, and may take its time.
-        self._settings: dict[str, Callable[[str], object]] = {"cpus": plugging.cpus}
+        # What `unikvm set NAME KEY=VALUE` can change: each gets the value as the user wrote it (`disk` its parts), and
+        # may take its time.
+        self._settings: dict[str, Callable[[Any], object]] = {"cpus": plugging.cpus, "disk": plugging.disk}
         server.command("attach", plugging.attach)
         server.command("detach", plugging.detach)
         if machine.parts.ram is not None:
@@ -93,7 +94,7 @@ class MachineCommands:
     def _set(self, pairs: list[tuple[str, Any]]) -> object:
         while pairs:
             key, value = pairs.pop(0)
-            result = self._settings[key](str(value))
+            result = self._settings[key](value if key == "disk" else str(value))
             if isinstance(result, Later):
                 return self._set_after(result, pairs)
         return {}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Devices and vCPUs of a running machine, for processes of its user's: `attach`, `detach`, `set cpus=`.
+"""Devices and vCPUs of a running machine, for processes of its user's: `attach`, `detach`, `set cpus=`, `set disk=`.
 
-They wait for back ends and for the guest, each on a thread of its own: the io thread serves the guest meanwhile.
+They wait for the host, back ends and the guest, each on a thread of its own: the io thread serves the guest meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_SECONDS = 600.0
 
 
 class PluggingCommands:
-    """`attach` and `detach` of one machine, and its number of CPUs. All of it on the io thread."""
+    """`attach` and `detach` of one machine, its number of CPUs and its disks' sizes. All of it on the io thread."""
 
     def __init__(self, machine: Machine, writable: Callable[[str], bool] = lambda _path: True) -> None:
         """`writable`: whether what is written to a path stays; in a host VM most is forgotten."""
@@ -58,6 +58,16 @@ class PluggingCommands:
             return {}
 
         return self._later(change)
+
+    def disk(self, growth: dict[str, Any]) -> Later:
+        """Make a disk larger: `path` of its image, and its new `size` as a user writes it; without, it has grown."""
+        path, size = str(growth["path"]), str(growth.get("size", ""))
+
+        def grow() -> dict[str, object]:
+            self._machine.grow_disk(path, size or 0)
+            return {}
+
+        return self._later(grow)
 
     def _device(self, arguments: dict[str, Any]) -> Disk | Net:
         if len(arguments) != 1:

@@ -55,6 +55,7 @@ class Parts(State):
     serial_input: SerialInput
     closables: list[Callable[[], None]]
     vcpus: list[VcpuThread]
+    devices: list[VirtioDevice]  # that the machine began with
     serial: Serial | None = None
     power: AcpiPm | None = None
     companion: Companion | None = None  # the kernel half, where it is loaded
@@ -143,6 +144,7 @@ def _build(
         serial_input=SerialInput(io.loop),
         closables=closables,
         vcpus=[],
+        devices=every,
         ram=ram,
     )
     if config.kernel_half and os.path.exists("/dev/unikvm"):
@@ -235,7 +237,7 @@ def make_disk(disk: Disk, say: Say) -> VirtioDevice:
         queues=disk.queues,
         direct=disk.direct,
     )
-    return VhostBlk(backend, readonly=disk.readonly, queues=disk.queues, say=say)
+    return VhostBlk(backend, path=disk.path, readonly=disk.readonly, queues=disk.queues, grow=backend.grow, say=say)
 
 
 def make_net(net: Net, say: Say) -> VirtioDevice:

@@ -51,11 +51,11 @@ def parse_address(text: str) -> int:
     return devfn
 
 
-def virtio_devices(bus: PciBus) -> list[tuple[str, str]]:
-    """(address, kind) of every virtio device on `bus`, in order."""
+def virtio_devices(bus: PciBus) -> list[tuple[str, VirtioDevice]]:
+    """Every virtio device on `bus` with its address, in order."""
     with bus.lock:
         found = sorted(bus.functions.items())
-    return [(format_address(devfn), f.device.name) for devfn, f in found if isinstance(f, VirtioPci)]
+    return [(format_address(devfn), f.device) for devfn, f in found if isinstance(f, VirtioPci)]
 
 
 class Hotplug:
@@ -140,7 +140,7 @@ class Hotplug:
         devfn = parse_address(address)
         function = bus.functions.get(devfn)
         if not isinstance(function, VirtioPci):
-            there = ", ".join(f"{place} ({kind})" for place, kind in virtio_devices(bus))
+            there = ", ".join(f"{place} ({device.name})" for place, device in virtio_devices(bus))
             raise CannotRun(f"there is no device at {address}", hint=f"there are {there}" if there else "")
         if function.device.device_id == VIRTIO_ID_CONSOLE:
             raise CannotRun(f"{address} is the guest's console, which stays")

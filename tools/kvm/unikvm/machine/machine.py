@@ -145,6 +145,13 @@ class Machine:
         except Empty:
             raise UnikvmError(f"the guest does not say within {timeout:g} s how its memory is used") from None
 
+    def grow_disk(self, path: str, size: int | str = 0) -> None:
+        """Make the disk whose image is `path` larger, to so many bytes or "20G"; without a size the guest gets what the
+        image has become by itself. The guest is told at once. Not on the io thread: it waits for the host."""
+        from unikvm.machine.disks import find
+
+        find(self._parts, path).grow(parse_size(size) if isinstance(size, str) else size)
+
     @property
     def _ram(self) -> Ram:
         if self._parts.ram is None:
@@ -237,11 +244,13 @@ class Machine:
         ]
 
     def devices(self) -> list[dict[str, object]]:
-        """The address and the kind of every PCI device, in order."""
+        """The address and the kind of every PCI device, in order; of a disk its image and its size as well."""
+        from unikvm.machine.disks import facts
         from unikvm.machine.hotplug import virtio_devices
 
         bus = self._parts.pci
-        return [{"address": address, "device": kind} for address, kind in virtio_devices(bus)] if bus else []
+        found = virtio_devices(bus) if bus else []
+        return [{"address": address, "device": device.name, **facts(device)} for address, device in found]
 
     def _hotplug(self) -> Hotplug:
         if self._parts.hotplug is None:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from _socket import AF_UNIX, SHUT_WR, SOCK_CLOEXEC, SOCK_STREAM
+from _socket import AF_UNIX, SHUT_RDWR, SHUT_WR, SOCK_CLOEXEC, SOCK_STREAM
 from _socket import socket as Socket
 from _socket import socketpair as pair
 
-__all__ = ["SHUT_WR", "Socket", "accept", "pair", "prearranged"]
+__all__ = ["SHUT_RDWR", "SHUT_WR", "Socket", "accept", "pair", "prearranged"]
 
 
 def accept(listener: Socket) -> int:

@@ -134,6 +134,7 @@ class Program:
         self._socket: Socket | None = None
         self._process: Process | None = None
         self._keepers: list[SimpleQueue[None]] = []
+        self._extra: list[int] = []  # descriptors that a program of another kind gets besides
         self._start()
 
     @property
@@ -155,7 +156,7 @@ class Program:
         theirs, client = pair() if self._connected else prearranged()
         try:
             number = theirs.fileno()
-            self._process = spawn(self._argv(number), fds=[number], prepare=self._prepare)
+            self._process = spawn(self._argv(number), fds=[number, *self._extra], prepare=self._prepare)
         except BaseException:
             client.close()
             raise
