@@ -35,7 +35,7 @@ help:
 	@echo 'CMD=           command to run in the guest instead of a shell'
 	@echo 'MEM= CPUS=     memory (512M, 2G) and CPUs of the guest'
 	@echo 'HOST=          auto, local (this machine) or vm (a host VM)'
-	@echo 'PARTS=         of make bench: payload boot memory exits bisect block console network files many'
+	@echo 'PARTS=         of make bench: payload boot memory exits bisect block console network files root many'
 	@echo 'V=1            show every step and its seconds'
 
 setup:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs in the host VM under icount: boots the same guest with each VMM in turn, from process start to init's prompt.
 
-usage: boots.py '{"NAME": [COMMAND...], ...}' RUNS
+usage: boots.py '{"NAME": [COMMAND...], ...}' RUNS [MARK]
 
-Prints, as JSON, the median of the instructions (in 10^9) and of the exits that KVM counted.
+With MARK to where the terminal shows that instead. Prints, as JSON, the median of the instructions (in 10^9) and of the
+exits that KVM counted.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ def exits() -> int:
     return int(path.read_text()) if path.exists() else 0
 
 
-def boot(command: list[str]) -> tuple[int, int]:
-    """(instructions, exits) until the guest's shell prompts."""
+def boot(command: list[str], mark: bytes) -> tuple[int, int]:
+    """(instructions, exits) until the terminal shows `mark`."""
     master, slave = pty.openpty()
     before = time.monotonic_ns()
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     seen = b""
     deadline = time.monotonic() + SECONDS
-    while PROMPT not in seen:
+    while mark not in seen:
         if not select.select([master], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise SystemExit(f"{command[0]} showed no prompt: {seen!r}")
+            raise SystemExit(f"{command[0]} showed no {mark!r}: {seen!r}")
         try:
             seen += os.read(master, 65536)
         except OSError:
@@ -55,13 +56,14 @@ def boot(command: list[str]) -> tuple[int, int]:
 def main() -> None:
     subprocess.run(["mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug"], check=False, stderr=subprocess.DEVNULL)
     commands: dict[str, list[str]] = json.loads(sys.argv[1])
+    mark = sys.argv[3].encode() if len(sys.argv) > 3 else PROMPT
     runs: dict[str, list[tuple[int, int]]] = {name: [] for name in commands}
     for name, command in commands.items():
-        boot(command)  # fills the page cache
-        del name
+        boot(command, mark)  # fills the page cache
+        print(f"bench: {name} booted, {time.monotonic():.0f} s of the host VM", file=sys.stderr, flush=True)
     for _ in range(int(sys.argv[2])):
         for name, command in commands.items():
-            runs[name].append(boot(command))
+            runs[name].append(boot(command, mark))
     figures = {}
     for name, results in runs.items():
         figures[f"{name}_ginsn"] = statistics.median(instructions for instructions, _ in results) / 1e9

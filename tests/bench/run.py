@@ -118,6 +118,7 @@ BENCHES = {
     "console": speed.bench_console,
     "network": speed.bench_network,
     "files": speed.bench_files,
+    "root": starts.bench_root,
     "many": starts.bench_many,
 }
 
