@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from unikvm.virtio.device import VirtioDevice
 
 
-def find(parts: Parts, path: str) -> Growing:
-    """The disk whose image is `path`. CannotRun where there is none."""
-    there = [device for device in _devices(parts) if isinstance(device, Growing)]
+def grow(parts: Parts, path: str, size: int) -> None:
+    """Make the disk whose image is `path` larger, as `Growing.grow` does: those, where several only read it. CannotRun
+    where there is none."""
+    there = [device for device in _devices(parts) if isinstance(device, Growing) and device.path]
     wanted = os.path.realpath(path)
-    for disk in there:
-        if os.path.realpath(disk.path) == wanted:
-            return disk
-    hint = f"its disks: {', '.join(disk.path for disk in there)}" if there else "it has none"
-    raise CannotRun(f"the guest has no disk {path}", hint=hint)
+    found = [disk for disk in there if os.path.realpath(disk.path) == wanted]
+    if not found:
+        hint = f"its disks: {', '.join(disk.path for disk in there)}" if there else "it has none"
+        raise CannotRun(f"the guest has no disk {path}", hint=hint)
+    for disk in found:
+        disk.grow(size)
 
 
 def _devices(parts: Parts) -> list[VirtioDevice]:

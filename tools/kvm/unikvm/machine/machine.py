@@ -148,9 +148,9 @@ class Machine:
     def grow_disk(self, path: str, size: int | str = 0) -> None:
         """Make the disk whose image is `path` larger, to so many bytes or "20G"; without a size the guest gets what the
         image has become by itself. The guest is told at once. Not on the io thread: it waits for the host."""
-        from unikvm.machine.disks import find
+        from unikvm.machine import disks
 
-        find(self._parts, path).grow(parse_size(size) if isinstance(size, str) else size)
+        disks.grow(self._parts, path, parse_size(size) if isinstance(size, str) else size)
 
     @property
     def _ram(self) -> Ram:
