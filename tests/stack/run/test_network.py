@@ -47,13 +47,16 @@ def test_ipv6_where_the_host_has_it(host: HostVm) -> None:
         "ip tuntap add net6 mode tap; ip link set net6 up; ip address add fe80::2/64 dev net6 nodad;"
         "ip address add fd07::2/64 dev net6 nodad; ip -6 route add default via fd07::1 dev net6"
     )
+    names = "mv /etc/resolv.conf /tmp/names; echo nameserver fd07::53 > /etc/resolv.conf"
     script = (
-        "while ! grep -o ^fd07.*fffe123456 /proc/net/if_inet6; do sleep 0.1; done;"
+        "cat /etc/resolv.conf; while ! grep -o ^fd07.*fffe123456 /proc/net/if_inet6; do sleep 0.1; done;"
         "wget -q -O - http://[fd07::1]:8000/big | sha256sum"
     )
     guest = command("--net", "user", "--timeout", "40", "--", "sh", "-c", script)
-    done = sh(host, f"{have}; {serving(guest)}; ip tuntap del net6 mode tap")
-    digest, address, *fetched = done.stdout.decode().splitlines()
+    done = sh(host, f"{have}; {names}; {serving(guest)}")
+    assert sh(host, "ip tuntap del net6 mode tap; mv /tmp/names /etc/resolv.conf").status == 0
+    digest, server, address, *fetched = done.stdout.decode().splitlines()
+    assert server == "nameserver fd07::53"  # the only one, of the router's advertisement
     assert address == "fd07000000000000505400fffe123456", done.stderr
     assert fetched == [digest], done.stderr
 

@@ -44,6 +44,7 @@ int console_open(int flags);
 
 /* net.c */
 void net_start(void);
+bool net_plugged(const char *slot, const char *how, char *why, size_t size);
 void net_resolver(void);	/* write what the network said into /etc/resolv.conf */
 
 /* plug.c */

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The network: the loopback interface, and with unikvm.net= on the kernel
- * command line the first other one, by DHCP or with a given address.
+ * command line the first other one, by DHCP or with a given address. Those
+ * that are plugged in later come by the agent.
  */
 #include "init.h"
 
@@ -9,6 +10,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <net/route.h>
@@ -25,12 +29,15 @@
 #include <unistd.h>
 
 #define PATIENCE	2000	/* ms for the interface to appear */
+#define PLUG_PATIENCE	10000	/* the same for one that is plugged in: its bus is looked at first */
 #define NAP		5000	/* us between two looks */
 #define TRIES		5
 #define ANSWER		1000	/* ms for an answer to one try */
 #define MAX_SERVERS	3	/* of names: what resolv.conf(5) has room for */
 #define SERVER_PORT	67
 #define CLIENT_PORT	68
+#define ADVERTISED	3000	/* ms for a router's advertisement; the link is up after one second */
+#define OPT6_RDNSS	25
 #define COOKIE		0x63825363
 #define BOOTREPLY	2
 #define BROADCAST	0x8000
@@ -62,7 +69,8 @@ struct packet {
 struct lease {
 	uint32_t address, mask, router, server;
 	uint32_t dns[MAX_SERVERS];
-	unsigned int ndns, mtu;
+	struct in6_addr dns6[MAX_SERVERS];	/* of a router's advertisement */
+	unsigned int ndns, ndns6, mtu;
 	enum message type;
 };
 
@@ -70,9 +78,24 @@ static struct lease lease;
 
 /* --- the interface --- */
 
-static bool first_interface(char name[IFNAMSIZ])
+/* Is the interface one of the device whose directory below /sys/devices has `device` in its name? */
+static bool belongs(const char *name, const char *device)
 {
-	long long deadline = now_ms() + PATIENCE;
+	char path[sizeof("/sys/class/net/") + IFNAMSIZ], target[PATH_MAX];
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "/sys/class/net/%.*s", IFNAMSIZ - 1, name);
+	len = readlink(path, target, sizeof(target) - 1);
+	if (len < 0)
+		return false;
+	target[len] = '\0';
+	return strstr(target, device);
+}
+
+/* The first interface but the loopback, of `device` if that is not NULL; it is waited for. */
+static bool first_interface(const char *device, int patience, char name[IFNAMSIZ])
+{
+	long long deadline = now_ms() + patience;
 	struct dirent *entry;
 	bool found = false;
 	DIR *dir;
@@ -82,7 +105,8 @@ static bool first_interface(char name[IFNAMSIZ])
 		if (!dir)
 			return false;
 		while (!found && (entry = readdir(dir))) {
-			found = entry->d_name[0] != '.' && strcmp(entry->d_name, "lo");
+			found = entry->d_name[0] != '.' && strcmp(entry->d_name, "lo") &&
+				(!device || belongs(entry->d_name, device));
 			if (found)
 				snprintf(name, IFNAMSIZ, "%.*s", IFNAMSIZ - 1, entry->d_name);
 		}
@@ -312,6 +336,52 @@ static void trust(const char *name)
 	close(fd);
 }
 
+/* --- name servers of IPv6: RDNSS of the router's advertisements, which the kernel passes on (RFC 8106 §5.1) --- */
+
+static int rdnss_socket(void)
+{
+	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = 1 << (RTNLGRP_ND_USEROPT - 1) };
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE);
+
+	if (fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)))
+		close_fd(&fd);
+	return fd;
+}
+
+/* One message of the kernel's; an option is a type, a length in units of 8 bytes, 6 bytes that we skip, addresses. */
+static void take_rdnss(const uint8_t *data, size_t len)
+{
+	const struct nlmsghdr *head = (const void *)data;
+	const struct nduseroptmsg *option = (const void *)(data + NLMSG_HDRLEN);
+	const uint8_t *at = data + NLMSG_HDRLEN + sizeof(*option);
+	size_t size;
+
+	if (len < NLMSG_HDRLEN + sizeof(*option) + 8 || head->nlmsg_type != RTM_NEWNDUSEROPT ||
+	    option->nduseropt_family != AF_INET6 || at[0] != OPT6_RDNSS)
+		return;
+	size = at[1] * 8;
+	if (size > len - (at - data))
+		return;
+	for (size = size < 8 ? 0 : size - 8, at += 8; size >= 16 && lease.ndns6 < MAX_SERVERS; size -= 16, at += 16)
+		memcpy(&lease.dns6[lease.ndns6++], at, 16);
+}
+
+/* Wait for what the router says, where DHCP named no server. It may have none either, or there is no router. */
+static void ask_router(int fd)
+{
+	long long deadline = now_ms() + ADVERTISED, left;
+	uint8_t data[2048] __attribute__((aligned(8)));
+	ssize_t len;
+
+	while (!lease.ndns6 && (left = deadline - now_ms()) > 0) {
+		if (!wait_fd(fd, POLLIN, left))
+			continue;
+		len = recv(fd, data, sizeof(data), 0);
+		if (len > 0)
+			take_rdnss(data, len);
+	}
+}
+
 /* ADDRESS[/BITS][,ROUTER] */
 static const char *given(const char *text)
 {
@@ -335,53 +405,93 @@ static const char *given(const char *text)
 	return NULL;
 }
 
+static void name_server(int fd, int family, const void *address)
+{
+	char text[INET6_ADDRSTRLEN], line[INET6_ADDRSTRLEN + 16];
+	int len;
+
+	inet_ntop(family, address, text, sizeof(text));
+	len = snprintf(line, sizeof(line), "nameserver %s\n", text);
+	if (write(fd, line, len) != len)
+		complain("/etc/resolv.conf: %s", strerror(errno));
+}
+
 void net_resolver(void)
 {
-	char line[INET_ADDRSTRLEN + 16], address[INET_ADDRSTRLEN];
 	unsigned int i;
-	int fd, len;
+	int fd;
 
-	if (!lease.ndns)
+	if (!lease.ndns && !lease.ndns6)
 		return;
 	mkdir("/etc", 0755);
 	unlink("/etc/resolv.conf");	/* it may be a link to what a daemon writes that is not here */
 	fd = open("/etc/resolv.conf", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	for (i = 0; i < lease.ndns && fd >= 0; i++) {
-		inet_ntop(AF_INET, &lease.dns[i], address, sizeof(address));
-		len = snprintf(line, sizeof(line), "nameserver %s\n", address);
-		if (write(fd, line, len) != len)
-			complain("/etc/resolv.conf: %s", strerror(errno));
-	}
-	if (fd >= 0)
-		close(fd);
-	else
+	if (fd < 0) {
 		complain("/etc/resolv.conf: %s", strerror(errno));
+		return;
+	}
+	for (i = 0; i < lease.ndns; i++)
+		name_server(fd, AF_INET, &lease.dns[i]);
+	for (i = 0; i < lease.ndns6; i++)
+		name_server(fd, AF_INET6, &lease.dns6[i]);
+	close(fd);
+}
+
+/* Bring `name` up as unikvm.net= says. False: `why` says what is wrong with it. */
+static bool set_up(int fd, const char *name, const char *how, char *why, size_t size)
+{
+	int news = -1;		/* of the router; from before the link is up */
+	const char *what;
+
+	if (!strcmp(how, "dhcp,alone")) {
+		trust(name);
+		news = rdnss_socket();
+	}
+	what = bring_up(fd, name) ? "it" : !strncmp(how, "dhcp", 4) ? dhcp(fd, name) : given(how);
+	if (!what)
+		what = configure(fd, name);
+	if (!what && news >= 0 && !lease.ndns)
+		ask_router(news);
+	if (what)
+		snprintf(why, size, "the network: %s of %s: %s", what, name, strerror(errno));
+	else
+		net_resolver();
+	close_fd(&news);
+	return !what;
 }
 
 void net_start(void)
 {
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	char how[64], name[IFNAMSIZ];
-	const char *why;
+	char how[64], name[IFNAMSIZ], why[128];
 
 	if (fd < 0)
 		return;		/* a kernel without */
 	bring_up(fd, "lo");
 	if (cmdline_value("unikvm.net", how, sizeof(how))) {
-		if (!first_interface(name)) {
+		if (!first_interface(NULL, PATIENCE, name))
 			complain("no network interface");
-		} else {
-			if (!strcmp(how, "dhcp,alone"))
-				trust(name);
-			why = bring_up(fd, name) ? "it" :
-			      !strncmp(how, "dhcp", 4) ? dhcp(fd, name) : given(how);
-			if (!why)
-				why = configure(fd, name);
-			if (why)
-				complain("the network: %s of %s: %s", why, name, strerror(errno));
-			else
-				net_resolver();
-		}
+		else if (!set_up(fd, name, how, why, sizeof(why)))
+			complain("%s", why);
 	}
 	close(fd);
+}
+
+/* Set up the interface that was plugged in at the PCI address `slot` (00:04.0). */
+bool net_plugged(const char *slot, const char *how, char *why, size_t size)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	char name[IFNAMSIZ], device[32];
+	bool done = false;
+
+	memset(&lease, 0, sizeof(lease));	/* of another interface, from before */
+	snprintf(device, sizeof(device), "/0000:%s/", slot);
+	if (fd < 0)
+		snprintf(why, size, "the network: %s", strerror(errno));
+	else if (!first_interface(device, PLUG_PATIENCE, name))
+		snprintf(why, size, "no network interface came at %s (is there a driver?)", slot);
+	else
+		done = set_up(fd, name, how, why, size);
+	close_fd(&fd);
+	return done;
 }

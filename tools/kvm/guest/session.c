@@ -338,6 +338,18 @@ static void finish(void)
 	frame_finish();
 }
 
+/* An interface that was plugged in: `net ADDRESS HOW`, the one on PCI, the other as of unikvm.net= (guest-init.md). */
+static void set_up_network(const char *slot, const char *how) __attribute__((noreturn));
+static void set_up_network(const char *slot, const char *how)
+{
+	char why[256];
+
+	if (!net_plugged(slot, how, why, sizeof(why)))
+		refuse(why);
+	frame_put_text(FRAME_EXIT, "code 0");
+	frame_finish();
+}
+
 static int child_signals(void)
 {
 	sigset_t set;
@@ -408,6 +420,8 @@ void session_run(int fd)
 		copy_put(words.v[1], words.v[2], !strcmp(words.v[3], "into"));
 	} else if (!strcmp(words.v[0], "get") && words.n == 2) {
 		copy_get(words.v[1]);
+	} else if (!strcmp(words.v[0], "net") && words.n == 3) {
+		set_up_network(words.v[1], words.v[2]);
 	}
 	refuse("no such request");
 }

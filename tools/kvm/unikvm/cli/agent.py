@@ -59,13 +59,14 @@ class AgentAccess:
         server.command("agent", agent)
 
 
-def prepare_host(host: HostVm) -> None:
-    """Load what a host VM needs. Where its kernel has it not, that is said when somebody asks for the agent."""
+def prepare_host(host: HostVm, modules: tuple[str, ...]) -> None:
+    """Load what a host VM needs for what may be asked for while the guest runs. Where its kernel has it not, that is
+    said when it is asked for."""
     from unikvm.images.modules import resolve
 
     kernel = host.config.kernel
     try:
-        for path in resolve(kernel.modules, kernel.release, HOST_MODULES):
+        for path in resolve(kernel.modules, kernel.release, modules):
             host.insmod(path)
     except UnikvmError:
         return

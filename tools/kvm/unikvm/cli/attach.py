@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from unikvm.cli.options.disks import parse_disk
 from unikvm.cli.options.values import check_image
 from unikvm.control import client
-from unikvm.errors import CannotRun
+from unikvm.errors import CannotRun, UnikvmError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,17 +29,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     devices: list[dict[str, object]] = []
+    how = ""
     for text in args.disk:
         disk = parse_disk(text)
         check_image(disk.path)
         devices.append({"disk": disk.replace(path=os.path.abspath(disk.path)).asdict()})
     if args.net or args.forward:
-        from unikvm.cli.options.network import parse
+        from unikvm.cli.options.network import parse, setting
 
-        devices.append({"net": parse(args.net or "none", tuple(args.forward)).asdict()})
+        net = parse(args.net or "none", tuple(args.forward))
+        how = setting(net)
+        devices.append({"net": net.asdict()})
     if not devices:
         raise CannotRun("what is to be plugged in?", hint="--disk FILE or --net user")
     name = client.choose(args.name)
+    address = ""
     for device in devices:
-        print(client.call(name, "attach", seconds=client.SECONDS, **device))
+        address = str(client.call(name, "attach", seconds=client.SECONDS, **device))
+        print(address, flush=True)
+    if how:  # the interface is the last of them
+        set_up(name, address, how)
     return 0
+
+
+def set_up(name: str, address: str, how: str) -> None:
+    """Have the guest's agent give the interface its address. It is plugged in all the same: a line where that fails."""
+    from unikvm.cli.remote import connect
+    from unikvm.remote.command import RemoteCommand
+
+    try:
+        with connect(name) as stream:
+            RemoteCommand(stream, ["net", address, how], stdin=-1).run()
+    except UnikvmError as error:
+        sys.stderr.write(f"unikvm: the interface is there, and has no address yet: {error}\n")

@@ -120,10 +120,12 @@ def _run_in(host: HostVm, plan: Plan, name: Claim | None, progress: Progress) ->
         plan = plan.replace(config=plan.config.replace(cmdline=cmdline))
     inner = plan.replace(result=RESULT if plan.result else None)
     if name is not None:
-        if plan.own_init:
-            from unikvm.cli.agent import prepare_host
+        from unikvm.cli.agent import HOST_MODULES, prepare_host
+        from unikvm.cli.options import network
 
-            prepare_host(host)
+        if plan.own_init:
+            prepare_host(host, HOST_MODULES)
+        prepare_host(host, network.HOST_MODULES)  # a tap may be plugged in
         inner = inner.replace(front=os.getpid(), config=inner.config.replace(name=name.name))
     argv = [LAUNCHER, "run", "--prepared", inner.dump()]
     environment = {name: os.environ[name] for name in ("TERM", "LANG", "UNIKVM_DEBUG") if name in os.environ}

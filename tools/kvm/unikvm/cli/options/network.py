@@ -71,6 +71,12 @@ def _is_address(text: str) -> bool:
 
 def guest_words(net: Net) -> list[str]:
     """What the guest's init is told of its interface, on the kernel's command line."""
+    how = setting(net)
+    return [f"unikvm.net={how}"] if how else []
+
+
+def setting(net: Net) -> str:
+    """How the guest sets its interface up; empty where that is its own affair."""
     if not net.address:
-        return {"user": ["unikvm.net=dhcp,alone"], "hub": []}.get(net.kind, ["unikvm.net=dhcp"])
-    return [f"unikvm.net={net.address}{f',{net.router}' if net.router else ''}"]
+        return {"user": "dhcp,alone", "hub": ""}.get(net.kind, "dhcp")
+    return f"{net.address}{f',{net.router}' if net.router else ''}"
