@@ -40,14 +40,24 @@ def release() -> str:
     # A tarball that was unpacked within somebody else's checkout is not that one's commit.
     if not in_tree() or not os.path.exists(os.path.join(TREE, ".git")):
         return version()
+    commit = _commit(TREE)
+    return f"{version()}-g{commit}" if commit else version()
+
+
+def _commit(tree: str) -> str:
+    """`COMMIT[-dirty]` of a checkout; empty where git has none. Not by `git describe --dirty`, which locks the index:
+    a `git commit` of the user's at the same moment would fail."""
     import subprocess
 
-    command = ["git", "-C", TREE, "describe", "--always", "--dirty", "--match=", "--abbrev=12"]
+    command = ["git", "-C", tree, "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
-        return version()
-    return f"{version()}-g{commit}"
+        return ""
+    oid = next((line.split()[2] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    if oid == "(initial)":
+        return ""
+    return oid[:12] + ("-dirty" if any(line[:1] != "#" for line in lines) else "")
 
 
 def kernel_build_id() -> str:
