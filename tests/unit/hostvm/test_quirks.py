@@ -46,4 +46,4 @@ def test_only_an_emulated_host_is_told(kind: str, uefi: bool, written: dict[str,
 )
 def test_cpus_that_come_online_late(kind: str, cpus: int, given: str, late: bool) -> None:
     host = cast("HostVm", SimpleNamespace(accel=SimpleNamespace(kind=kind)))
-    assert before_many_cpus(host, cpus, given) == (f"{given} maxcpus=1 unikvm.cpus" if late else given)
+    assert before_many_cpus(host, cpus, given) == (f"{given} maxcpus=1 unikvm.cpus clearcpuid=12" if late else given)

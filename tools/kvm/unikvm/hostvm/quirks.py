@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from unikvm.hostvm.host import HostVm
 
 _FEW_CPUS = 8  # more than these are brought online late
+_FEATURE_MTRR = 12  # Linux's number; it takes names only since 5.19
 _MIN_TIMER_PERIOD = "/sys/module/kvm/parameters/min_timer_period_us"
 _ONE_SECOND = b"1000000"
 _ZERO_PAGE = "/sys/kernel/mm/transparent_hugepage/use_zero_page"
@@ -40,7 +41,10 @@ def before_many_cpus(host: HostVm, cpus: int, cmdline: str) -> str:
     Until a kernel has chosen its clock source, each of its CPUs takes 250 timer interrupts a second, idle or not. Each
     is several exits, and after an exit the emulator has forgotten every translation of an address: with 32 CPUs hardly
     anything but interrupts goes on. So the kernel starts one, and init the others, when idle ones do not tick any more.
+
+    Each that comes so late would have all others set their MTRRs again, in step: they spin until the last one has had
+    its turn on the host's few CPUs. So the kernel does not see that there are MTRRs (and does without PAT, then).
     """
     if host.accel.kind == "kvm" or cpus <= _FEW_CPUS or "maxcpus=" in cmdline:
         return cmdline
-    return f"{cmdline} maxcpus=1 unikvm.cpus"
+    return f"{cmdline} maxcpus=1 unikvm.cpus clearcpuid={_FEATURE_MTRR}"
