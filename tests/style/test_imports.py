@@ -18,7 +18,7 @@ LAYERS = (
     ("errors", "units", "regs", "wire", "record", "cstruct", "lean", "release"),  # pure; `release` asks git
     ("uapi",),
     ("sys",),
-    ("memory", "bus", "irq", "pci", "msix", "vhost", "p9"),
+    ("memory", "bus", "routing", "irq", "pci", "msix", "vhost", "p9"),
     ("arch", "devices", "virtio", "display", "images", "boot"),
     ("machine",),
     ("hostvm", "observe", "control", "remote"),
@@ -28,7 +28,14 @@ LAYERS = (
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 # Within a layer nobody knows of his neighbours, but for these.
-NEIGHBOURS = {("units", "errors"), ("pci", "bus"), ("msix", "pci"), ("vhost", "memory"), ("boot", "arch")}
+NEIGHBOURS = {
+    ("units", "errors"),
+    ("pci", "bus"),
+    ("msix", "pci"),
+    ("irq", "routing"),
+    ("vhost", "memory"),
+    ("boot", "arch"),
+}
 FACADES = {"__init__", "__main__"}  # the library's face and the program's: they name what is below them all
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -10,12 +10,10 @@ from unikvm.errors import UnikvmError
 from unikvm.lean import Lock
 from unikvm.sys.eventfd import EventFd
 from unikvm.sys.kvm import Vm
-from unikvm.uapi import kvm as uapi
 
 IOAPIC_PINS = 24  # KVM_IOAPIC_NUM_PINS
 FIRST_MSI_GSI = IOAPIC_PINS
 MAX_MSI_VECTORS = 1024
-_REMAPPABLE = 1 << 4  # an MSI address in the format of interrupt remapping, of which there is none here
 TIMER_IOAPIC_PIN = 2  # the MADT's interrupt source override: ISA IRQ 0 arrives on pin 2
 
 
@@ -107,39 +105,11 @@ class IrqController:
 
     def commit(self) -> None:
         """Give KVM the routing table: the PC's fixed lines and every vector that has a message."""
+        from unikvm import routing
+
         with self._lock:
-            entries = _pc_routes()
+            entries = routing.pc_routes(IOAPIC_PINS, TIMER_IOAPIC_PIN)
             for vector in self._vectors.values():
                 if vector.message != (0, 0):
-                    entries.append(_msi_route(vector.gsi, *vector.message))
+                    entries.append(routing.msi_route(vector.gsi, *vector.message))
             self.vm.set_gsi_routing(entries)
-
-
-def _pc_routes() -> list[uapi.kvm_irq_routing_entry]:
-    routes = []
-    for gsi in range(IOAPIC_PINS):
-        if gsi < 16 and gsi != 2:  # line 2 of the master 8259 is the cascade
-            chip = uapi.KVM_IRQCHIP_PIC_MASTER if gsi < 8 else uapi.KVM_IRQCHIP_PIC_SLAVE
-            routes.append(_chip_route(gsi, chip, gsi % 8))
-        if gsi != TIMER_IOAPIC_PIN:
-            pin = TIMER_IOAPIC_PIN if gsi == 0 else gsi
-            routes.append(_chip_route(gsi, uapi.KVM_IRQCHIP_IOAPIC, pin))
-    return routes
-
-
-def _chip_route(gsi: int, chip: int, pin: int) -> uapi.kvm_irq_routing_entry:
-    entry = uapi.kvm_irq_routing_entry(gsi=gsi, type=uapi.KVM_IRQ_ROUTING_IRQCHIP)
-    entry.u.irqchip.irqchip = chip
-    entry.u.irqchip.pin = pin
-    return entry
-
-
-def _msi_route(gsi: int, address: int, data: int) -> uapi.kvm_irq_routing_entry:
-    entry = uapi.kvm_irq_routing_entry(gsi=gsi, type=uapi.KVM_IRQ_ROUTING_MSI)
-    # Linux's extended destination (KVM_FEATURE_MSI_EXT_DEST_ID): bits 8-14 of the ID are in bits 5-11 of the address.
-    # KVM takes them from the upper word, the lowest byte of which it wants to be 0.
-    extended = 0 if address & _REMAPPABLE else address >> 5 & 0x7F
-    entry.u.msi.address_lo = address & 0xFFFF_FFFF & ~(0x7F << 5 if extended else 0)
-    entry.u.msi.address_hi = address >> 32 & 0xFFFF_FF00 or extended << 8
-    entry.u.msi.data = data
-    return entry

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from unikvm.errors import CannotRun, UnikvmError
 from unikvm.lean import Empty, SimpleQueue
@@ -19,6 +18,7 @@ from unikvm.units import parse_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from unikvm.machine.hotplug import Hotplug
     from unikvm.machine.newvm import NewVm

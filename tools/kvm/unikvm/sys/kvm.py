@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeVar
 
+    from unikvm.uapi.kvm_irq import kvm_irq_routing_entry
     from unikvm.uapi.kvm_state import kvm_pit_state2
 
     S = TypeVar("S", bound=c.Structure)
@@ -170,23 +171,29 @@ class Vm:
         deassign: bool = False,
     ) -> None:
         """Signal eventfd `fd` on a guest's write of `length` bytes (0: any) to `address`, without an exit."""
-        flags = uapi.KVM_IOEVENTFD_FLAG_DEASSIGN if deassign else 0
-        flags |= uapi.KVM_IOEVENTFD_FLAG_PIO if pio else 0
-        flags |= uapi.KVM_IOEVENTFD_FLAG_DATAMATCH if datamatch is not None else 0
-        request = uapi.kvm_ioeventfd(datamatch=datamatch or 0, addr=address, len=length, fd=fd, flags=flags)
+        from unikvm.uapi import kvm_irq
+
+        flags = kvm_irq.KVM_IOEVENTFD_FLAG_DEASSIGN if deassign else 0
+        flags |= kvm_irq.KVM_IOEVENTFD_FLAG_PIO if pio else 0
+        flags |= kvm_irq.KVM_IOEVENTFD_FLAG_DATAMATCH if datamatch is not None else 0
+        request = kvm_irq.kvm_ioeventfd(datamatch=datamatch or 0, addr=address, len=length, fd=fd, flags=flags)
         _ioctl(self.fd, "KVM_IOEVENTFD", request)
 
     def irqfd(self, fd: int, gsi: int, *, deassign: bool = False) -> None:
         """Inject `gsi` whenever eventfd `fd` is signalled."""
-        flags = uapi.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
-        _ioctl(self.fd, "KVM_IRQFD", uapi.kvm_irqfd(fd=fd, gsi=gsi, flags=flags))
+        from unikvm.uapi import kvm_irq
 
-    def set_gsi_routing(self, entries: Sequence[uapi.kvm_irq_routing_entry]) -> None:
+        flags = kvm_irq.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
+        _ioctl(self.fd, "KVM_IRQFD", kvm_irq.kvm_irqfd(fd=fd, gsi=gsi, flags=flags))
+
+    def set_gsi_routing(self, entries: Sequence[kvm_irq_routing_entry]) -> None:
         """Replace the whole interrupt routing table."""
+        from unikvm.uapi import kvm_irq
+
         _ioctl(
             self.fd,
             "KVM_SET_GSI_ROUTING",
-            _with_array(uapi.kvm_irq_routing, b"".join(bytes(entry) for entry in entries), len(entries)),
+            _with_array(kvm_irq.kvm_irq_routing, b"".join(bytes(entry) for entry in entries), len(entries)),
         )
 
     def irq_line(self, gsi: int, level: bool) -> None:

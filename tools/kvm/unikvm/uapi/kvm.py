@@ -134,25 +134,10 @@ KVM_INTERNAL_ERROR_SIMUL_EX = 0x2
 KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON = 0x4
 KVM_IOAPIC_NUM_PINS = 0x18
 KVM_IOEVENTFD = 0x4040AE79
-KVM_IOEVENTFD_FLAG_DATAMATCH = 0x1
-KVM_IOEVENTFD_FLAG_DEASSIGN = 0x4
-KVM_IOEVENTFD_FLAG_PIO = 0x2
-KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY = 0x8
 KVM_IOEVENTFD_VALID_FLAG_MASK = 0x1F
-KVM_IRQCHIP_IOAPIC = 0x2
-KVM_IRQCHIP_PIC_MASTER = 0x0
-KVM_IRQCHIP_PIC_SLAVE = 0x1
 KVM_IRQFD = 0x4020AE76
-KVM_IRQFD_FLAG_DEASSIGN = 0x1
-KVM_IRQFD_FLAG_RESAMPLE = 0x2
 KVM_IRQ_LINE = 0x4008AE61
 KVM_IRQ_LINE_STATUS = 0xC008AE67
-KVM_IRQ_ROUTING_HV_SINT = 0x4
-KVM_IRQ_ROUTING_IRQCHIP = 0x1
-KVM_IRQ_ROUTING_MSI = 0x2
-KVM_IRQ_ROUTING_S390_ADAPTER = 0x3
-KVM_IRQ_ROUTING_XEN_EVTCHN = 0x5
-KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL = 0xFFFFFFFF
 KVM_MEM_LOG_DIRTY_PAGES = 0x1
 KVM_MEM_READONLY = 0x2
 KVM_MP_STATE_AP_RESET_HOLD = 0x9
@@ -374,46 +359,6 @@ class kvm_userspace_memory_region(c.Structure):
     )
 
 
-class kvm_irqfd(c.Structure):
-    """32 bytes."""
-
-    if TYPE_CHECKING:
-        fd: int
-        gsi: int
-        flags: int
-        resamplefd: int
-        pad: c.Array[c.c_uint8]
-
-    _fields_ = (
-        ("fd", c.c_uint32),
-        ("gsi", c.c_uint32),
-        ("flags", c.c_uint32),
-        ("resamplefd", c.c_uint32),
-        ("pad", c.c_uint8 * 16),
-    )
-
-
-class kvm_ioeventfd(c.Structure):
-    """64 bytes."""
-
-    if TYPE_CHECKING:
-        datamatch: int
-        addr: int
-        len: int
-        fd: int
-        flags: int
-        pad: c.Array[c.c_uint8]
-
-    _fields_ = (
-        ("datamatch", c.c_uint64),
-        ("addr", c.c_uint64),
-        ("len", c.c_uint32),
-        ("fd", c.c_int32),
-        ("flags", c.c_uint32),
-        ("pad", c.c_uint8 * 36),
-    )
-
-
 class kvm_pit_config(c.Structure):
     """64 bytes."""
 
@@ -522,98 +467,4 @@ class kvm_irq_level(c.Structure):
     _fields_ = (
         ("_u0", kvm_irq_level__u0),
         ("level", c.c_uint32),
-    )
-
-
-class kvm_irq_routing_irqchip(c.Structure):
-    """8 bytes."""
-
-    if TYPE_CHECKING:
-        irqchip: int
-        pin: int
-
-    _fields_ = (
-        ("irqchip", c.c_uint32),
-        ("pin", c.c_uint32),
-    )
-
-
-class kvm_irq_routing_msi__u0(c.Union):
-    """unnamed, 4 bytes."""
-
-    if TYPE_CHECKING:
-        pad: int
-        devid: int
-
-    _fields_ = (
-        ("pad", c.c_uint32),
-        ("devid", c.c_uint32),
-    )
-
-
-class kvm_irq_routing_msi(c.Structure):
-    """16 bytes."""
-
-    if TYPE_CHECKING:
-        address_lo: int
-        address_hi: int
-        data: int
-        pad: int
-        devid: int
-
-    _anonymous_ = ("_u0",)
-    _fields_ = (
-        ("address_lo", c.c_uint32),
-        ("address_hi", c.c_uint32),
-        ("data", c.c_uint32),
-        ("_u0", kvm_irq_routing_msi__u0),
-    )
-
-
-class kvm_irq_routing_entry_u(c.Union):
-    """unnamed, 32 bytes."""
-
-    if TYPE_CHECKING:
-        irqchip: kvm_irq_routing_irqchip
-        msi: kvm_irq_routing_msi
-        pad: c.Array[c.c_uint32]
-
-    _fields_ = (
-        ("irqchip", kvm_irq_routing_irqchip),
-        ("msi", kvm_irq_routing_msi),
-        ("pad", c.c_uint32 * 8),
-    )
-
-
-class kvm_irq_routing_entry(c.Structure):
-    """48 bytes."""
-
-    if TYPE_CHECKING:
-        gsi: int
-        type: int
-        flags: int
-        pad: int
-        u: kvm_irq_routing_entry_u
-
-    _fields_ = (
-        ("gsi", c.c_uint32),
-        ("type", c.c_uint32),
-        ("flags", c.c_uint32),
-        ("pad", c.c_uint32),
-        ("u", kvm_irq_routing_entry_u),
-    )
-
-
-class kvm_irq_routing(c.Structure):
-    """8 bytes."""
-
-    if TYPE_CHECKING:
-        nr: int
-        flags: int
-        entries: c.Array[kvm_irq_routing_entry]
-
-    _fields_ = (
-        ("nr", c.c_uint32),
-        ("flags", c.c_uint32),
-        ("entries", kvm_irq_routing_entry * 0),
     )
