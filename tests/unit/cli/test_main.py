@@ -180,6 +180,16 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert f"{sys.executable} has no package unikvm.cli.doctor (`make setup`" in said(["doctor"], capsys)
 
 
+def test_an_older_python_is_one_line() -> None:
+    script = (
+        "import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    argv = [sys.executable, "-c", script, str(TREE / "tools/kvm/unikvm/__main__.py")]
+    done = subprocess.run(argv, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == CANNOT_RUN
+    assert done.stderr == b"unikvm: Python 3.11 or newer is needed, and this is 3.9\n"
+
+
 @pytest.mark.parametrize("command", ["run --help", "version", "nonsense"])
 def test_a_full_disk_is_one_line_and_no_success(command: str) -> None:
     done = subprocess.run(

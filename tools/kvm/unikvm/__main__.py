@@ -7,6 +7,9 @@ Without `site` Python starts a third faster; what `make setup` installed is put 
 import gc
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036 - who has an older one shall be told
+    sys.stderr.write("unikvm: Python 3.11 or newer is needed, and this is {}.{}\n".format(*sys.version_info))
+    sys.exit(125)
 # Start-up makes many objects and drops few: collecting in between is for nothing.
 gc.set_threshold(50_000)
 if not __package__:
