@@ -71,6 +71,8 @@ class GuestMemory:
             regions.append(Region(GuestAddress(gpa), size, self._mapping.offset + start, hva))
             self._map.append((gpa, gpa + size, whole[start : start + size]))
             start += size
+        # The stretch from 0, where most is: each descriptor of a device in Python asks for its RAM.
+        self._low_end, self._low = self._map[0][1:] if self._map[0][0] == 0 else (-1, whole)
         self.regions = tuple(regions)
         self.attached: tuple[Region, ...] = ()  # not RAM, and not in the memfd
 
@@ -86,6 +88,9 @@ class GuestMemory:
 
         Raises GuestFault when any of it is outside one stretch of RAM.
         """
+        end = gpa + length
+        if 0 <= gpa <= end <= self._low_end:
+            return self._low[gpa:end]
         if length >= 0:
             for start, end, ram in self._map:
                 if start <= gpa and gpa + length <= end:
