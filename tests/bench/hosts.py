@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ BENCH = TREE / "build/bench"  # what is made for the benches
 QEMU = "qemu-system-x86_64"
 QEMU_KVM = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "kvm"]
 QEMU_KVM += ["-name", "bench,debug-threads=on"]  # threads have names
+LEAN = "initcall_blacklist=tracer_init_tracefs"  # a Debian kernel's tracefs takes megabytes
 Figures = dict[str, float]
 
 
@@ -36,21 +38,27 @@ def say(text: str) -> None:
 
 class Guest:
     """The kernel and initramfs that both VMMs boot. `modules`: more than every guest has; `tools`: static programs that
-    lie in its /bin as well."""
+    lie in its /bin as well; `small`: it is to need little memory."""
 
-    def __init__(self, modules: Sequence[str] = (), tools: Sequence[Path] = ()) -> None:
+    def __init__(self, modules: Sequence[str] = (), tools: Sequence[Path] = (), *, small: bool = False) -> None:
         kernel = find_kernel(None)
         self.host_kernel = kernel
         self.vmlinux = vmlinux(kernel.image)
         self.initramfs = guest_initramfs(kernel, init=init_binary(), modules=(*MODULES, *modules))
         if tools:
             self.initramfs = with_tools(self.initramfs, tools)
+        if small:
+            self.initramfs = packed(self.initramfs)
         # What `unikvm run` gives to a kernel and an initramfs of the user's, word for word.
         self.cmdline = "quiet loglevel=3 nokaslr console=ttyS0 console=hvc0 panic=-1"
+        self.append: list[str] = []
+        if small:
+            self.cmdline += f" {LEAN}"
+            self.append = ["-p", LEAN]
 
     def ours(self, *more: str, memory: int = 256) -> list[str]:
         images = ["-k", self.vmlinux, "-i", self.initramfs, "-m", f"{memory}M"]
-        return [LAUNCHER, "run", "--host", "local", *images, "-q", *more]
+        return [LAUNCHER, "run", "--host", "local", *images, *self.append, "-q", *more]
 
     def qemu(self, memory: int = 256) -> list[str]:
         """On microvm, QEMU's quickest machine to boot, whose devices are on virtio-mmio."""
@@ -82,6 +90,14 @@ def with_tools(initramfs: str, tools: Sequence[Path]) -> str:
         file.write(Path(initramfs).read_bytes())
         file.write(bytes(-file.tell() % 4))
         archive.write(file)
+    return str(path)
+
+
+def packed(initramfs: str) -> str:
+    """A compressed copy of `initramfs` in build/bench."""
+    path = BENCH / f"{Path(initramfs).name}.gz"
+    BENCH.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(Path(initramfs).read_bytes()))
     return str(path)
 
 

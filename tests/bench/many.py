@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs in the host VM: guests side by side, all at their prompt and idle.
 
-usage: many.py '{"NAME": [COMMAND...], ...}' COUNT
+usage: many.py '[COMMAND...]' COUNT
 
-Prints as JSON, for each: the seconds from the first start to the last prompt, and by guest the megabytes (10^6 bytes)
-that the host has less, and that are the processes' share (PSS), guest RAM included.
+Prints as JSON the seconds from the first start to the last prompt, and by guest the megabytes (10^6 bytes) that the
+host has less, and that are the processes' share (PSS), guest RAM included.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def measure(command: list[str], count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    for name, command in json.loads(sys.argv[1]).items():
-        measure(command, 1)  # fills the page cache
-        print(json.dumps([name, measure(command, int(sys.argv[2]))]), flush=True)
+    command = json.loads(sys.argv[1])
+    measure(command, 1)  # fills the page cache
+    print(json.dumps(measure(command, int(sys.argv[2]))))
 
 
 if __name__ == "__main__":
