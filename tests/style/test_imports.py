@@ -15,7 +15,7 @@ import pytest
 from style.tree import PACKAGE
 
 LAYERS = (
-    ("errors", "units", "regs", "wire", "record", "cstruct", "lean", "release"),  # pure; `release` asks git
+    ("errors", "units", "regs", "wire", "record", "cstruct", "lean", "bundle", "release"),  # pure; `release` asks git
     ("uapi",),
     ("sys",),
     ("memory", "bus", "routing", "irq", "pci", "msix", "vhost", "p9"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from style.tree import TREE
+from unikvm import bundle
 
 KERNEL_STUB = """
 from unikvm.errors import CannotRun
@@ -35,7 +36,8 @@ def tree(tmp_path: Path) -> Path:
     (package / "__init__.py").touch()
     (package / "images/__init__.py").touch()
     (package / "images/kernel.py").write_text(KERNEL_STUB)
-    shutil.copy2(TREE / "tools/kvm/unikvm/errors.py", package / "errors.py")
+    for module in ("errors.py", "bundle.py"):
+        shutil.copy2(TREE / "tools/kvm/unikvm" / module, package / module)
     (tmp_path / "scripts").mkdir()
     shutil.copy2(TREE / "scripts/build", tmp_path / "scripts/build")
     (tmp_path / "build").mkdir()
@@ -56,6 +58,7 @@ def test_goes_on_without_kernel_and_tools(tree: Path) -> None:
     assert "no kernel half: no kernel is to be had" in err
     assert "no meson or no ninja" in err
     assert list((tree / "tools/kvm/unikvm/__pycache__").glob("errors.*.pyc")), "the host VM would compile each time"
+    assert (tree / "build" / bundle.NAME).exists()
 
 
 def test_kernel_that_was_asked_for_must_be_there(tree: Path) -> None:

@@ -18,7 +18,11 @@ if not __package__:
     package = os.path.dirname(os.path.abspath(__file__))
     sys.path[:0] = [os.path.dirname(package)]
     site = "lib/python{}.{}/site-packages".format(*sys.version_info)
-    sys.path.append(os.path.join(package, "../../../build/venv", site))
+    build = os.path.join(package, "../../../build")
+    sys.path.append(os.path.join(build, "venv", site))
+    from unikvm import bundle
+
+    bundle.use(os.path.join(build, bundle.NAME), package)
 
 from unikvm.cli.main import entry  # noqa: E402 - the path is set up above
 
