@@ -48,10 +48,18 @@ def children(parent: int) -> list[int]:
     return [int(pid) for pid in every if status_of(pid)[1:2] == [str(parent)]]
 
 
+def threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
+
+
 def wait_for_end(pid: int) -> None:
-    """The kernel kills it with its parent, but not at once, and it holds its image."""
+    """The kernel kills it with its parent, but not at once, and it holds its image: until its last thread has ended,
+    which may be after the first one is a zombie."""
     end = time.monotonic() + SECONDS
-    while status_of(pid)[:1] not in ([], ["Z"]):
+    while status_of(pid)[:1] not in ([], ["Z"]) or threads(pid) > 1:
         assert time.monotonic() < end, f"process {pid} outlives the VMM"
         time.sleep(0.002)
 
