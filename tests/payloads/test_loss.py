@@ -20,6 +20,7 @@ from struct import pack
 
 import pytest
 
+from processes import all_ended, children
 from unikvm.uapi.virtio import VIRTIO_BLK_T_IN
 from unikvm.vhost import storage
 from unikvm.virtio.vhostblk import VhostBlk
@@ -33,33 +34,6 @@ BATCH = 3  # blocks from one flush to the next
 SECONDS = 120.0
 LONGEST = 0.1  # seconds from the first flush to the end of a round
 MAIN = Path(__file__).resolve().parents[2] / "tools/kvm/unikvm/__main__.py"
-
-
-def status_of(pid: int | str) -> list[str]:
-    """What /proc says of a process, from its state on; nothing where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def children(parent: int) -> list[int]:
-    every = (entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return [int(pid) for pid in every if status_of(pid)[1:2] == [str(parent)]]
-
-
-def ended(pid: int) -> bool:
-    """Also of its threads, which may outlive the first one: num_threads is the 18th field from the state on."""
-    status = status_of(pid)
-    return not status or (status[0] == "Z" and int(status[17]) <= 1)
-
-
-def wait_for_end(pid: int) -> None:
-    """The kernel kills it with its parent, but not at once, and it holds its image."""
-    end = time.monotonic() + SECONDS
-    while not ended(pid):
-        assert time.monotonic() < end, f"process {pid} outlives the VMM"
-        time.sleep(0.002)
 
 
 def one_round(kernel: str, disk: str, start: int, moment: float) -> int:
@@ -81,7 +55,7 @@ def one_round(kernel: str, disk: str, start: int, moment: float) -> int:
         below = children(process.pid)
         process.kill()
     for child in below:
-        wait_for_end(child)
+        assert all_ended([child], SECONDS), f"process {child} outlives the VMM"
     said, errors = process.communicate(timeout=SECONDS)
     lines = said.split(b"\n")[:-1]  # the last one may be incomplete
     assert process.returncode == -9, (said[-100:], errors)

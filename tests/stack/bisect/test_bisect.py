@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from processes import all_ended, children
 from stack.bisect.history import History, make_history
 from unikvm.images.artifacts import LAUNCHER
 from unikvm.release import TREE
@@ -90,22 +91,6 @@ def test_every_regression_is_found(history: History, name: str, tmp_path: Path) 
     print(f"{name}: {len(answer['runs'])} runs, {len(builds)} with a build, {answer['seconds']} s")
 
 
-def children_of(pid: int) -> set[int]:
-    """Processes below one, at any depth."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found |= {int(child)} | children_of(int(child))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.timeout(SECONDS)
 def test_killed_and_resumed(history: History, tmp_path: Path, state: Path) -> None:
     """Killed with -9 again and again, each time a bit later in a step: the same answer, and no process is left."""
@@ -117,14 +102,11 @@ def test_killed_and_resumed(history: History, tmp_path: Path, state: Path) -> No
             if line.startswith("unikvm: [") or number == 0:
                 break
         time.sleep(0.7 * number)
-        below = children_of(process.pid)
+        below = children(process.pid)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stderr.close()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and any(map(is_alive, below)):
-            time.sleep(0.1)
-        assert not [pid for pid in below if is_alive(pid)]
+        assert all_ended(below)
         words = [LAUNCHER, "bisect", "--resume", "-j", "2", "--json", str(tmp_path / "answer")]
     run(words)
     assert answer_of(tmp_path / "answer")["findings"][0]["first_bad"] == history.regression("boot-register").first_bad

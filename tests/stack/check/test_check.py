@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from junitparser import JUnitXml
 
+from processes import all_ended, children
 from stack.check import kut
-from stack.run.test_front_end import alive, children
 from unikvm.campaign.git import git
 from unikvm.check.tap import parse
 from unikvm.errors import CANNOT_RUN
@@ -214,8 +214,4 @@ def test_an_early_end_leaves_nothing(clone: Path, tmp_path: Path, number: int) -
     process.send_signal(number)
     process.wait(60)
     process.stderr.close()
-    for _ in range(100):
-        if not alive(below):
-            break
-        time.sleep(0.1)
-    assert not alive(below)
+    assert all_ended(below)

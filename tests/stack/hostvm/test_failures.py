@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from processes import all_ended, children
 from unikvm.errors import CANNOT_RUN, HANG, PANIC
 from unikvm.hostvm import snapshot
 from unikvm.hostvm.config import HostConfig
@@ -22,34 +22,8 @@ from unikvm.hostvm.host import HostVm, with_host
 from unikvm.hostvm.watchdog import HostError
 
 
-def children(pid: int) -> list[int]:
-    """The processes below `pid`, its children's as well."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *children(child)]
-    return found
-
-
 def named(name: str, pids: list[int]) -> list[int]:
     return [pid for pid in pids if name in Path(f"/proc/{pid}/comm").read_text()]
-
-
-def gone(pid: int) -> bool:
-    """Dead, reaped or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def all_gone(pids: list[int], seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not all(map(gone, pids)):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def hurt_while(host: HostVm, argv: list[str], hurt: Callable[[], None]) -> None:
@@ -74,7 +48,7 @@ def test_a_panic_is_found_and_not_tried_again(host_config: HostConfig) -> None:
     assert (error.kind, error.outcome, said) == ("host-panic", PANIC, [])
     assert "sysrq triggered crash" in error.message
     assert "Call Trace" in error.console
-    assert all_gone(children(os.getpid()))
+    assert all_ended(children(os.getpid()))
 
 
 def test_a_killed_qemu_is_tried_once_more(host_config: HostConfig) -> None:
@@ -121,7 +95,7 @@ def test_a_hang(host_config: HostConfig) -> None:
             hurt_while(host, ["sleep", "60"], lambda: kill("qemu", signal.SIGSTOP))
         pids = children(os.getpid())
     assert (caught.value.kind, caught.value.outcome) == ("host-hang", HANG)
-    assert all_gone(pids)
+    assert all_ended(pids)
 
 
 def test_a_dead_file_server(host_config: HostConfig) -> None:
@@ -150,7 +124,7 @@ with HostVm(HostConfig(kernel=kernel, init={host_config.init!r})) as host:
         pids = children(front.pid)
         assert named("qemu", pids)
         front.kill()
-    assert all_gone(pids)
+    assert all_ended(pids)
 
 
 @pytest.fixture

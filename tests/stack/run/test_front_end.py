@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import all_ended, children
 from unikvm.errors import CANNOT_RUN
 from unikvm.images.artifacts import LAUNCHER
 
@@ -69,24 +70,6 @@ def shell(request: pytest.FixtureRequest) -> Iterator[Terminal]:
     terminal.close()
 
 
-def children(pid: int) -> set[int]:
-    """All processes below `pid`."""
-    found: set[int] = set()
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            child = int(entry.parent.name)
-            found |= {child} | children(child)
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
-
-
 def test_a_shell_and_its_keys(shell: Terminal) -> None:
     shell.expect(b"# ")
     shell.type(b"echo $((6 * 7)); stty size; tty\r")
@@ -135,7 +118,7 @@ def test_sigterm_restores_the_terminal_and_leaves_nothing(shell: Terminal) -> No
     assert below
     shell.process.send_signal(signal.SIGTERM)
     assert shell.end() != 0
-    assert not alive(below)
+    assert all_ended(below, 0)
 
 
 def test_kill_9_leaves_nothing() -> None:
@@ -147,11 +130,7 @@ def test_kill_9_leaves_nothing() -> None:
     below = children(process.pid)
     process.kill()
     process.wait()
-    for _ in range(100):
-        if not alive(below):
-            break
-        time.sleep(0.1)
-    assert not alive(below)
+    assert all_ended(below)
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
+from processes import all_ended, ended
 from unikvm.check import guard
 
 GUARD = [sys.executable, "-I", "-S", guard.__file__]
@@ -35,14 +34,6 @@ def test_status(command: list[str], status: int) -> None:
     assert done.returncode == status
 
 
-def is_alive(pid: int) -> bool:
-    """Whether it runs: one that nobody has waited for is a zombie."""
-    try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-
-
 def test_it_ends_with_its_parent() -> None:
     code = (
         "import subprocess; "
@@ -51,11 +42,7 @@ def test_it_ends_with_its_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         sleeper = int(parent.stdout.readline())
-        assert is_alive(sleeper)
+        assert not ended(sleeper)
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-        for _ in range(100):
-            if not is_alive(sleeper):
-                break
-            time.sleep(0.05)
-        assert not is_alive(sleeper)
+        assert all_ended([sleeper], 5)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import all_ended
 from unikvm.errors import CannotRun
 from unikvm.images import cache, guest, packages
 from unit.images.conftest import or_skip
@@ -114,10 +115,7 @@ def test_a_killed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         assert cache._is_held(str(next(own_cache.glob("packages/.new-*"))))
         run.kill()
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert all_ended([pid])
     monkeypatch.setattr(cache, "ABANDONED_AFTER", -1)
     cache.write(cache.entry("packages", "other"), [b""])
     assert os.listdir(own_cache / "packages") == ["other"]

@@ -7,21 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
+from processes import all_ended, ended
 from unikvm.errors import CannotRun
 from unikvm.sys.process import spawn
-
-
-def gone(pid: int) -> bool:
-    """Dead, reaped or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_status_and_log() -> None:
@@ -78,9 +69,6 @@ def test_kill_9_of_the_parent_ends_the_child() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env) as front:
         assert front.stdout is not None
         pid = int(front.stdout.readline())
-        assert not gone(pid)
+        assert not ended(pid)
         front.kill()
-    end = time.monotonic() + 10
-    while not gone(pid) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert gone(pid)
+    assert all_ended([pid])
